@@ -1,0 +1,74 @@
+# Everything that people and CI run. `make` alone lists the targets.
+
+# The first of these that is Python 3.11.
+PYTHON ?= $(shell for name in python3.11 python3 python; do \
+  $$name -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$name && break; done)
+HOST ?= 127.0.0.1
+PORT ?= 3000
+
+# BentoML reports its use to its makers unless told not to.
+export BENTOML_DO_NOT_TRACK := True
+
+BIN := .venv/bin
+
+# Hashes, and no index address: the lock is the same wherever it is used.
+COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --python-version 3.11 --python-platform linux --generate-hashes \
+  --no-strip-extras --no-emit-index-url --no-header --no-annotate
+
+TRAIN_IF_NONE := $(BIN)/python -c "import sys; from tabserve import model_store; sys.exit(not model_store.stored_models())" \
+  || { echo "training the built-in model, the model store has none"; $(BIN)/python train.py; }
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | while IFS='|' read -r t d; do printf '  make %-10s %s\n' "$$t" "$$d"; done
+
+.PHONY: serve
+serve: .venv/training.installed ## install, train if there is no model yet, serve on http://127.0.0.1:3000 (HOST=, PORT=)
+	@$(TRAIN_IF_NONE)
+	@echo "serving on http://$(HOST):$(PORT), pages at /docs; Ctrl-C ends it"
+	@BENTOML_CONFIG="$(CURDIR)/configuration.yaml" exec $(BIN)/bentoml serve --host $(HOST) --port $(PORT)
+
+.PHONY: train
+train: .venv/training.installed ## train the built-in model (another table: python train.py --data FILE --target COLUMN)
+	@$(BIN)/python train.py
+
+.PHONY: test
+test: .venv/dev.installed ## install what is missing and run every test
+	@$(BIN)/pytest
+
+.PHONY: check
+check: .venv/dev.installed ## ruff, format and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+.PHONY: format
+format: .venv/dev.installed ## mend what ruff can mend
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+.PHONY: build
+build: .venv/training.installed ## train if there is no model yet, and build the Bento
+	@$(TRAIN_IF_NONE)
+	@$(BIN)/bentoml build
+
+.PHONY: lock
+lock: .venv/dev.installed ## resolve the locks after a change of pyproject.toml: all together, then each set from that
+	@$(COMPILE) --all-extras --output-file requirements/dev.txt
+	@$(COMPILE) --constraint requirements/dev.txt --output-file requirements.txt
+	@for set in training monitoring loadtest; do \
+	  $(COMPILE) --constraint requirements/dev.txt --extra $$set --output-file requirements/$$set.txt; done
+
+# One virtual environment; a mark for each set of packages in it, newer than its lock when it is installed.
+.venv/%.installed: requirements/%.txt | .venv/bin/python
+	@echo "installing $< into .venv (a minute or two, the first time)"
+	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps --require-hashes -r $<
+	@touch $@
+
+.venv/bin/python:
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \
+	  echo "tabserve needs Python 3.11, $(or $(PYTHON),the python3 here) is not: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 2; }
+	@echo "making the virtual environment .venv"
+	@$(PYTHON) -m venv .venv

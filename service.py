@@ -1,0 +1,189 @@
+"""The Bento service, which `bentoml serve` runs: it loads the model, opens the front door, has BentoML's batchable API.
+
+Importing this file reads no model and changes nothing but BentoML's telemetry, which is turned off.
+"""
+
+import asyncio
+import logging
+import os
+import sys
+from dataclasses import replace
+from typing import Annotated, Any
+
+from tabserve import model_store
+from tabserve.contract import MAX_ROWS, Rows
+from tabserve.engine import Scores
+from tabserve.http_api import App, FrontDoor, unwrapped
+from tabserve.model_store import ModelRefusedError, StoredModel
+from tabserve.rollout import NotReadyError, Rollout, ServedModel, choose_model
+from tabserve.settings import BadSettingError, Settings
+from tabserve.telemetry import Telemetry, configure_logging, share_metrics
+from tabserve.validation import InvalidRowsError
+
+import bentoml
+import numpy as np
+from bentoml.exceptions import ServiceUnavailable
+from pydantic import BaseModel, Field, PrivateAttr, RootModel, model_validator
+from uuid_utils import uuid7
+
+logger = logging.getLogger("tabserve.service")
+
+rollout = Rollout()
+
+
+class Row(RootModel[list[Any] | dict[str, Any]]):
+    """One row for BentoML's own API: values in contract order, or an object of names and values.
+
+    It is checked here, before BentoML's queue: a row that broke the contract in a batch would fail every caller in it.
+    """
+
+    _values: Any = PrivateAttr()
+
+    @property
+    def values(self) -> Rows:
+        """The row as the contract codes it, shape (features,)."""
+        values: Rows = self._values
+        return values
+
+    @model_validator(mode="after")
+    def _keeps_the_contract(self) -> "Row":
+        try:
+            model = rollout.champion()
+        except NotReadyError as error:
+            raise ServiceUnavailable(str(error)) from error
+        try:
+            self._values = model.reader.read([unwrapped(self.root)]).values[0]
+        except InvalidRowsError as error:  # pydantic says which row it is
+            raise InvalidRowsError([replace(violation, row=None) for violation in error.violations]) from None
+        return self
+
+
+class Prediction(BaseModel):
+    """One answer of BentoML's own API: label and probabilities, or the value of a regression."""
+
+    prediction_id: str
+    model_version: str
+    label: int | str | None = None
+    probabilities: dict[str, float] | None = None
+    value: float | None = None
+    error: str | None = None
+
+
+class ChosenModel(bentoml.models.BentoModel):  # type: ignore[misc]  # BentoML loads it lazily, untyped
+    """The model to serve as BentoML wants to know it, to pin it in a Bento: chosen when BentoML asks, not at import."""
+
+    def __init__(self) -> None:
+        pass
+
+    @property
+    def tag(self) -> bentoml.Tag:
+        return bentoml.Tag.from_taglike(chosen_model().tag)
+
+
+def chosen_model() -> StoredModel:
+    """The model to serve, checked. Ends the process with a sentence where there is none that may be served."""
+    try:
+        model = choose_model(Settings.from_environment(), pinned=model_of_bento())
+        model_store.verify(model)
+    except (ModelRefusedError, BadSettingError) as error:
+        sys.exit(f"tabserve does not start: {error}")
+    return model
+
+
+def model_of_bento() -> str | None:
+    """The tag that the Bento pins which this service was loaded from; None where it runs from its folder."""
+    service: Any = Tabserve  # the decorator made a Service of the class, which mypy does not see
+    return str(service.bento.info.all_models[0].tag) if service.bento else None
+
+
+def front_door(app: App) -> FrontDoor:
+    """Wraps BentoML's app, when a worker builds it."""
+    return FrontDoor(app, rollout=rollout, settings=Settings.from_environment(), telemetry=Telemetry())
+
+
+@bentoml.service(
+    name="tabserve",
+    workers=1,
+    # BentoML arms a timer per request that lives this long, whatever the answer took: short, to keep few of them.
+    traffic={"timeout": 10},
+    # Ours replace them: BentoML's count every unknown path as a label, and its tracing costs more than a prediction.
+    metrics={"enabled": False},
+    logging={"access": {"enabled": False}},
+    tracing={"excluded_urls": ".*"},
+)
+class Tabserve:
+    """Serves one model of the BentoML model store."""
+
+    model = ChosenModel()
+
+    @bentoml.on_deployment  # type: ignore[untyped-decorator]
+    def choose() -> None:  # BentoML calls it on the class
+        """Before any worker starts, in their parent: checks the model, and has every worker serve this one."""
+        model = chosen_model()
+        configure_logging(Settings.from_environment().log_level)
+        share_metrics()
+        os.environ["TABSERVE_MODEL"] = model.tag
+        # Where scikit-learn serves: processes scale, threads of one batch would fight for the cores of the others.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+    def __init__(self) -> None:
+        configure_logging(Settings.from_environment().log_level)
+
+    @bentoml.on_startup  # type: ignore[untyped-decorator]
+    async def start_loading(self) -> None:
+        """The worker answers probes while it loads: alive, not ready."""
+        self._loading = asyncio.create_task(asyncio.to_thread(load))
+
+    def __is_ready__(self) -> bool:
+        return rollout.is_ready
+
+    @bentoml.api(batchable=True, max_batch_size=MAX_ROWS, max_latency_ms=10_000, route="/bento/predict")  # type: ignore[untyped-decorator]
+    def predict(self, rows: Annotated[list[Row], Field(max_length=MAX_ROWS)]) -> list[Prediction]:
+        """Answers rows in batches that BentoML merges from its callers."""
+        # Total: it never raises, answers each row, and reads no context (which would be another caller's).
+        if not rows:
+            return []
+        model = rollout.champion()
+        try:
+            return [to_prediction(model, score) for score in model.loaded.engine.predict(stacked(rows))]
+        except Exception:  # whatever it was, the other rows of the batch deserve an answer
+            logger.exception("a batch of BentoML's API failed, its rows are answered one by one")
+            return [predict_alone(model, row) for row in rows]
+
+
+Tabserve.add_asgi_middleware(front_door)  # type: ignore[attr-defined]
+
+
+def load() -> None:
+    """Loads the chosen model and puts it in service; a worker that cannot do that ends."""
+    try:
+        settings = Settings.from_environment()
+        rollout.put_in_service(model_store.load(choose_model(settings, pinned=model_of_bento())), settings)
+    except Exception:
+        logger.critical("the model cannot be loaded, the worker ends", exc_info=True)
+        logging.shutdown()
+        os._exit(1)
+
+
+def stacked(rows: list[Row]) -> Rows:
+    return np.stack([row.values for row in rows])
+
+
+def to_prediction(model: ServedModel, score: Scores) -> Prediction:
+    """One row of scores as an answer."""
+    contract = model.loaded.contract
+    prediction = Prediction(prediction_id=str(uuid7()), model_version=model.tag)
+    if contract.task == "regression":
+        prediction.value = float(score)
+    else:
+        prediction.label = contract.classes[int(score.argmax())]
+        prediction.probabilities = dict(zip(contract.probability_keys, score.tolist(), strict=True))
+    return prediction
+
+
+def predict_alone(model: ServedModel, row: Row) -> Prediction:
+    try:
+        return to_prediction(model, model.loaded.engine.predict(stacked([row]))[0])
+    except Exception as error:  # noqa: BLE001  # it is in the log already, and here in the answer
+        return Prediction(prediction_id=str(uuid7()), model_version=model.tag, error=type(error).__name__)

@@ -1,0 +1,480 @@
+"""The front door: our routes, answered before BentoML's router; everything that is BentoML's own is passed on to it.
+
+    POST /predict   POST /predict/batch   GET /health   GET /ready   GET /metadata   GET /metrics
+    GET /openapi.json   GET /docs   GET /redoc
+
+Every error of these routes is `{"error": sentence, "detail": [{"row", "feature", "rule", "got"}]}`.
+"""
+
+import asyncio
+import json
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from uuid_utils import uuid7
+
+from tabserve import documentation
+from tabserve.contract import MAX_ROWS
+from tabserve.engine import Scores
+from tabserve.rollout import NotReadyError, Rollout, ServedModel
+from tabserve.settings import Settings
+from tabserve.telemetry import METRICS_CONTENT_TYPE, Telemetry
+from tabserve.validation import InvalidRowsError, ReadRows, Violation
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+logger = logging.getLogger(__name__)
+
+# What stays BentoML's: probes, its API and the description of it, and the files of its API page. Its page at / is not
+# passed on, because it loads a tracker from outside; /docs shows BentoML's API too.
+BENTOML_API = "/bento/predict"
+BENTOML_PATHS = frozenset({BENTOML_API, "/livez", "/healthz", "/readyz", "/docs.json", "/schema.json"})
+BENTOML_FILES = "/static_content/"
+
+RETRY_AFTER_SECONDS = 1
+ONE_EXPECTED = 'expected {"features": [values in order]} or {"features": {name: value}}'
+MANY_EXPECTED = 'expected {"instances": [rows]}, each a list of values or an object of names and values'
+
+
+class _OneRow(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of /predict where the contract is all numbers: what needs no closer look."""
+
+    features: list[float]
+
+
+class _ManyRows(msgspec.Struct, forbid_unknown_fields=True):
+    instances: list[list[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What goes back: a status, a body that is encoded already, and headers beside its type and length."""
+
+    status: int
+    body: bytes
+    content_type: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    prediction_ids: tuple[str, ...] = ()
+    model_version: str | None = None
+
+
+class HttpError(Exception):
+    """A refusal with its status. `rules` names what was broken, without values, for the log."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        violations: tuple[Violation, ...] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.violations = violations
+        self.headers = headers or {}
+
+    def answer(self) -> Answer:
+        body = {"error": str(self), "detail": [violation.as_detail() for violation in self.violations]}
+        return Answer(self.status, msgspec.json.encode(body), headers=self.headers)
+
+
+class ClientGoneError(Exception):
+    """Nobody is left to answer."""
+
+
+Handler = Callable[[Scope, Receive], Awaitable[Answer]]
+
+
+class FrontDoor:
+    """An ASGI middleware around BentoML's app.
+
+    Args:
+        app: BentoML's app, which answers what is its own.
+        rollout: says which model answers.
+    """
+
+    def __init__(self, app: App, *, rollout: Rollout, settings: Settings, telemetry: Telemetry) -> None:
+        self._app = app
+        self._rollout = rollout
+        self._settings = settings
+        self._telemetry = telemetry
+        self._started = time.monotonic()
+        # One thread: a model is asked by one batch at a time, and the event loop stays free to answer probes.
+        self._engine_thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._one_row = msgspec.json.Decoder(_OneRow)
+        self._many_rows = msgspec.json.Decoder(_ManyRows)
+        self._routes: dict[str, tuple[str, Handler]] = {
+            "/predict": ("POST", self._predict),
+            "/predict/batch": ("POST", self._predict_batch),
+            "/health": ("GET", self._health),
+            "/ready": ("GET", self._ready),
+            "/metadata": ("GET", self._metadata),
+            "/metrics": ("GET", self._metrics),
+            "/openapi.json": ("GET", self._openapi),
+            "/": ("GET", self._to_docs),
+            **{path: ("GET", _page(page)) for path, page in documentation.PAGES.items()},
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        path = scope["path"]
+        route = self._routes.get(path)
+        passed_on = route is None and (path in BENTOML_PATHS or path.startswith(BENTOML_FILES))
+        answer: Answer | None = None
+        error: BaseException | None = None
+        try:
+            if path == BENTOML_API:  # BentoML would read a body of any size and kind
+                receive = _replaying(await self._read_json_body(scope, receive), receive)
+            elif not passed_on:
+                answer = await self._answer(route, scope, receive, started)
+        except HttpError as refusal:
+            error, answer = refusal, refusal.answer()
+        except ClientGoneError:
+            return
+        except Exception as fault:  # noqa: BLE001  # a caller gets a sentence, the log gets the traceback
+            error, answer = fault, HttpError(500, "The service failed to answer; its log says why.").answer()
+        if answer is None and path != BENTOML_API:
+            await self._app(scope, receive, send)
+            return
+        if answer is None:
+            answer = await _passed_on(self._app, scope, receive, send)
+        else:
+            await _send(send, answer, with_body=scope["method"] != "HEAD")
+        label = path if route is not None or passed_on else "other"
+        self._record(label, scope["method"], answer, error, time.perf_counter() - started)
+
+    async def _answer(
+        self, route: tuple[str, Handler] | None, scope: Scope, receive: Receive, started: float
+    ) -> Answer:
+        if route is None:
+            known = ", ".join(path for path in self._routes if not path.endswith(("/", ".js")))
+            raise HttpError(404, f"There is nothing at {_quoted(scope['path'])}; known are {known}.")
+        method, handler = route
+        allowed = ("GET", "HEAD") if method == "GET" else (method,)
+        if scope["method"] not in allowed:
+            message = f"{scope['path']} takes {' and '.join(allowed)}, got {scope['method']}."
+            raise HttpError(405, message, headers={"allow": ", ".join(allowed)})
+        scope["tabserve.started"] = started
+        try:
+            return await handler(scope, receive)
+        except NotReadyError as error:
+            message = f"Not ready: {error}."
+            raise HttpError(503, message, headers={"retry-after": str(RETRY_AFTER_SECONDS)}) from error
+
+    # --- predictions
+
+    async def _predict(self, scope: Scope, receive: Receive) -> Answer:
+        return await self._on_engine_thread(self._predict_one, scope, receive)
+
+    async def _predict_batch(self, scope: Scope, receive: Receive) -> Answer:
+        return await self._on_engine_thread(self._predict_many, scope, receive)
+
+    async def _on_engine_thread(
+        self, answer: Callable[[ServedModel, bytes, float], Answer], scope: Scope, receive: Receive
+    ) -> Answer:
+        """Reading rows, asking the model and writing the answer, none of which the event loop may wait for."""
+        model = self._rollout.champion()
+        body = await self._read_json_body(scope, receive)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._engine_thread, answer, model, body, scope["tabserve.started"])
+
+    def _predict_one(self, model: ServedModel, body: bytes, started: float) -> Answer:
+        rows = _read_one(model, self._one_row, body)
+        prediction = self._predictions(model, rows)[0]
+        answer = {
+            **prediction,
+            "model_version": model.tag,
+            "n_features_in": rows.values.shape[1],
+            "latency_ms": _milliseconds_since(started),
+        }
+        ids = (prediction["prediction_id"],)
+        return Answer(200, msgspec.json.encode(answer), prediction_ids=ids, model_version=model.tag)
+
+    def _predict_many(self, model: ServedModel, body: bytes, started: float) -> Answer:
+        rows = _read_many(model, self._many_rows, body)
+        predictions = self._predictions(model, rows)
+        answer = {
+            "predictions": predictions,
+            "model_version": model.tag,
+            "n_instances": len(predictions),
+            "n_features_in": rows.values.shape[1],
+            "latency_ms": _milliseconds_since(started),
+        }
+        ids = tuple(prediction["prediction_id"] for prediction in predictions)
+        return Answer(200, msgspec.json.encode(answer), prediction_ids=ids, model_version=model.tag)
+
+    def _predictions(self, model: ServedModel, rows: ReadRows) -> list[dict[str, Any]]:
+        """One answer a row, each with an id of its own."""
+        scores = model.loaded.engine.predict(rows.values)
+        if len(scores) != len(rows.values):
+            raise RuntimeError(f"the engine gave {len(scores)} scores for {len(rows.values)} rows")
+        self._telemetry.predictions.labels(model.tag).inc(len(scores))
+        predictions = _described(model, scores)
+        for row, warnings in rows.warnings.items():
+            predictions[row]["warnings"] = [warning.as_detail() for warning in warnings]
+            for warning in warnings:
+                self._telemetry.out_of_range.labels(warning.feature).inc()
+        return predictions
+
+    async def _read_json_body(self, scope: Scope, receive: Receive) -> bytes:
+        headers = dict(scope["headers"])
+        media_type = headers.get(b"content-type", b"application/json").split(b";")[0].strip().lower()
+        if media_type != b"application/json":
+            raise HttpError(
+                415, f"Expected Content-Type: application/json, got {_quoted(media_type.decode('latin-1'))}."
+            )
+        encoding = headers.get(b"content-encoding", b"identity").strip().lower()
+        if encoding != b"identity":
+            raise HttpError(
+                415, f"Expected a body without Content-Encoding, got {_quoted(encoding.decode('latin-1'))}."
+            )
+        limit = self._settings.max_body_bytes
+        body = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGoneError
+            body += message.get("body", b"")
+            if len(body) > limit:
+                raise HttpError(413, f"The body is larger than {limit} bytes; send fewer rows in a request.")
+            if not message.get("more_body"):
+                return bytes(body)
+
+    # --- about the service
+
+    async def _health(self, _scope: Scope, _receive: Receive) -> Answer:
+        loaded = self._rollout.champion().tag if self._rollout.is_ready else None
+        return _json(
+            {
+                "status": "alive",
+                "model_loaded": loaded is not None,
+                "model": loaded.partition(":")[0] if loaded else None,
+                "model_version": loaded,
+                "uptime_seconds": round(time.monotonic() - self._started, 3),
+            }
+        )
+
+    async def _ready(self, _scope: Scope, _receive: Receive) -> Answer:
+        return _json({"status": "ready", "model_version": self._rollout.champion().tag})
+
+    async def _metadata(self, _scope: Scope, _receive: Receive) -> Answer:
+        model = self._rollout.champion()
+        metadata = model.loaded.metadata
+        return _json(
+            {
+                "model": metadata["name"],
+                "model_version": model.tag,
+                "trained_at": metadata["trained_at"],
+                "in_service_since": model.in_service_since.isoformat(timespec="seconds"),
+                "engine": metadata["engine"],
+                "metrics": {part: metadata[f"{part}_metrics"] for part in ("test", "train", "baseline")},
+                "cross_validation": metadata["cv"],
+                "dataset": metadata["dataset"],
+                "environment": metadata["environment"],
+                "git_commit": metadata["git_commit"],
+                "known_limitations": metadata["known_limitations"],
+                "contract_hash": model.loaded.contract.hash,
+                "contract": model.loaded.contract.model_dump(mode="json"),
+            }
+        )
+
+    async def _metrics(self, _scope: Scope, _receive: Receive) -> Answer:
+        self._telemetry.ready.set(self._rollout.is_ready)
+        # Reading the files of all processes takes milliseconds, too long for the event loop.
+        body = await asyncio.to_thread(self._telemetry.exposition)
+        return Answer(200, body, METRICS_CONTENT_TYPE)
+
+    async def _openapi(self, _scope: Scope, _receive: Receive) -> Answer:
+        return _json(documentation.openapi(self._rollout.champion().loaded))
+
+    async def _to_docs(self, _scope: Scope, _receive: Receive) -> Answer:
+        return Answer(307, b"", headers={"location": "/docs"})
+
+    def _record(
+        self, route: str, method: str, answer: Answer, error: BaseException | None, elapsed_seconds: float
+    ) -> None:
+        self._telemetry.requests.labels(route, answer.status).inc()
+        self._telemetry.duration.labels(route).observe(elapsed_seconds)
+        if isinstance(error, HttpError):
+            for violation in error.violations:
+                self._telemetry.rejected.labels(violation.rule).inc()
+        failed = answer.status >= 400
+        # Probes that say "not ready" are no failures, and come every few seconds.
+        if (route == "/ready" and failed) or (not failed and random.random() >= self._settings.log_success_share):  # noqa: S311
+            return
+        model_version = answer.model_version
+        if model_version is None and self._rollout.is_ready:
+            model_version = self._rollout.champion().tag
+        fields: dict[str, Any] = {
+            "method": method,
+            "route": route,
+            "status": answer.status,
+            "latency_ms": round(elapsed_seconds * 1000, 3),
+            "model_version": model_version,
+            "prediction_ids": answer.prediction_ids,
+        }
+        if isinstance(error, HttpError):
+            # A name that is not the model's is the caller's text, as a value is.
+            named = [violation for violation in error.violations if violation.rule != "unknown_name"]
+            fields["rules"] = sorted(
+                {violation.rule for violation in error.violations}
+                | {f"{v.rule}:{v.feature}" for v in named if v.feature}
+            )
+            logger.warning("request refused", extra={"fields": fields})
+        elif error is not None:
+            logger.error("request failed", exc_info=error, extra={"fields": fields})
+        elif failed:
+            logger.warning("request refused by BentoML", extra={"fields": fields})
+        else:
+            logger.info("request", extra={"fields": fields})
+
+
+def unwrapped(instance: Any) -> Any:
+    """A row of many, which may come as `{"features": row}` too, as it does alone."""
+    if isinstance(instance, dict) and len(instance) == 1 and isinstance(instance.get("features"), list | dict):
+        return instance["features"]
+    return instance
+
+
+def _read_one(model: ServedModel, quick: msgspec.json.Decoder[_OneRow], body: bytes) -> ReadRows:
+    if model.loaded.contract.is_all_numbers:
+        try:
+            rows = model.reader.read_numbers([quick.decode(body).features])
+        except msgspec.MsgspecError:
+            rows = None  # the closer look below says what is wrong, and reads rows that are objects
+        if rows is not None:
+            return rows
+    return _read(model, [_only_key(_parse(body, ONE_EXPECTED), "features", ONE_EXPECTED)])
+
+
+def _read_many(model: ServedModel, quick: msgspec.json.Decoder[_ManyRows], body: bytes) -> ReadRows:
+    if model.loaded.contract.is_all_numbers:
+        try:
+            rows = model.reader.read_numbers(quick.decode(body).instances)
+        except msgspec.MsgspecError:
+            rows = None
+        if rows is not None:
+            return rows
+    instances = _only_key(_parse(body, MANY_EXPECTED), "instances", MANY_EXPECTED)
+    if not isinstance(instances, list):
+        raise _unprocessable(Violation(None, None, "shape", "expected a list of rows as instances", instances))
+    # One row too many is enough for the reader to refuse them all.
+    return _read(model, [unwrapped(instance) for instance in instances[: MAX_ROWS + 1]])
+
+
+def _read(model: ServedModel, instances: list[Any]) -> ReadRows:
+    try:
+        return model.reader.read(instances)
+    except InvalidRowsError as error:
+        raise _unprocessable(*error.violations) from error
+
+
+def _described(model: ServedModel, scores: Scores) -> list[dict[str, Any]]:
+    contract = model.loaded.contract
+    if contract.task == "regression":
+        return [{"prediction_id": str(uuid7()), "value": value} for value in scores.tolist()]
+    return [
+        {
+            "prediction_id": str(uuid7()),
+            "label": contract.classes[label],
+            "probabilities": dict(zip(contract.probability_keys, of_row, strict=True)),
+        }
+        for label, of_row in zip(scores.argmax(axis=1).tolist(), scores.tolist(), strict=True)
+    ]
+
+
+def _parse(body: bytes, expected: str) -> Any:
+    """JSON as people write it, the bare words NaN and Infinity included, so that they can be refused by name."""
+    try:
+        return json.loads(body.decode("utf-8"), parse_int=_parse_integer)
+    except UnicodeDecodeError as error:
+        raise HttpError(400, f"The body is not UTF-8 (byte {error.start}); {expected}.") from error
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise HttpError(400, f"The body is not JSON: {error.msg} at {place}; {expected}.") from error
+    except RecursionError as error:
+        raise HttpError(400, f"The body is nested too deeply; {expected}.") from error
+
+
+def _parse_integer(digits: str) -> int | float:
+    return int(digits) if len(digits) < 400 else float(digits)  # Python refuses to read very long integers
+
+
+def _only_key(parsed: Any, key: str, expected: str) -> Any:
+    if not isinstance(parsed, dict):
+        raise _unprocessable(Violation(None, None, "shape", expected, parsed))
+    if key not in parsed:
+        raise _unprocessable(Violation(None, None, "missing_key", f'expected the key "{key}"', parsed))
+    if len(parsed) > 1:
+        unknown = next(name for name in parsed if name != key)
+        raise _unprocessable(Violation(None, None, "unknown_key", f'expected only the key "{key}"', unknown))
+    return parsed[key]
+
+
+def _unprocessable(*violations: Violation) -> HttpError:
+    return HttpError(422, f"The request breaks the model's contract: {InvalidRowsError(violations)}.", violations)
+
+
+def _replaying(body: bytes, receive: Receive) -> Receive:
+    """What gives a body that was read already once more, and then what comes after it."""
+    unread = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive_again() -> MutableMapping[str, Any]:
+        return unread.pop() if unread else await receive()
+
+    return receive_again
+
+
+def _milliseconds_since(started: float) -> float:
+    return round((time.perf_counter() - started) * 1000, 3)
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text if len(text) <= 80 else text[:79] + "…")
+
+
+def _json(content: object) -> Answer:
+    return Answer(200, msgspec.json.encode(content))
+
+
+def _page(page: documentation.Page) -> Handler:
+    async def handler(_scope: Scope, _receive: Receive) -> Answer:
+        return Answer(200, page.body(), page.content_type, page.headers)
+
+    return handler
+
+
+async def _passed_on(app: App, scope: Scope, receive: Receive, send: Send) -> Answer:
+    """What BentoML's app answered, without its body: for the metrics and the log."""
+    status = 500  # what it is where the app raises before it answers
+
+    async def send_and_see(message: MutableMapping[str, Any]) -> None:
+        nonlocal status
+        if message["type"] == "http.response.start":
+            status = message["status"]
+        await send(message)
+
+    await app(scope, receive, send_and_see)
+    return Answer(status, b"")
+
+
+async def _send(send: Send, answer: Answer, *, with_body: bool) -> None:
+    headers = [
+        (b"content-type", answer.content_type.encode()),
+        (b"content-length", str(len(answer.body)).encode()),
+        *((name.encode(), value.encode()) for name, value in answer.headers.items()),
+    ]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body if with_body else b""})

@@ -1,0 +1,111 @@
+"""Everything that the environment may set, read once when the service starts. README.md has the same table."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One knob: its variable in the environment, its default, and what it does."""
+
+    variable: str
+    default: str
+    help: str
+
+
+SETTINGS = {
+    "model": Setting(
+        "TABSERVE_MODEL",
+        "",
+        "The model that is served, `name` (its newest version) or `name:version`; "
+        "empty for the champion of the rollout, else the model trained last.",
+    ),
+    "strict_ranges": Setting(
+        "TABSERVE_STRICT_RANGES",
+        "false",
+        "Whether a value outside of the range seen in training is refused (422) instead of answered with a warning.",
+    ),
+    "max_body_bytes": Setting(
+        "TABSERVE_MAX_BODY_BYTES", "1048576", "The largest request body in bytes; a larger one is refused (413)."
+    ),
+    "log_success_share": Setting(
+        "TABSERVE_LOG_SUCCESS_SHARE",
+        "0.01",
+        "The share, 0 to 1, of the successful requests that get a log line; each failed one gets one.",
+    ),
+    "log_level": Setting("TABSERVE_LOG_LEVEL", "INFO", "The least severe log lines: DEBUG, INFO, WARNING or ERROR."),
+}
+
+
+class BadSettingError(ValueError):
+    """A variable whose value cannot be used; the message names variable, value and what was expected."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one run of the service; SETTINGS says what each means."""
+
+    model: str | None = None
+    strict_ranges: bool = False
+    max_body_bytes: int = 1048576
+    log_success_share: float = 0.01
+    log_level: str = "INFO"
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
+        """Reads and checks every setting.
+
+        Raises:
+            BadSettingError: for the first value that cannot be used.
+        """
+        environment = os.environ if environment is None else environment
+        values: dict[str, Any] = {}
+        for field in fields(cls):
+            setting = SETTINGS[field.name]
+            text = environment.get(setting.variable, setting.default).strip()
+            try:
+                values[field.name] = _PARSERS[field.name](text)
+            except ValueError as error:
+                raise BadSettingError(f"{setting.variable} is {text!r}, expected {error}: {setting.help}") from None
+        return cls(**values)
+
+
+def _boolean(text: str) -> bool:
+    known = {"true": True, "1": True, "false": False, "0": False, "": False}
+    if text.lower() not in known:
+        raise ValueError("true or false")
+    return known[text.lower()]
+
+
+def _positive_whole_number(text: str) -> int:
+    if not re.fullmatch(r"[1-9][0-9]{0,17}", text):
+        raise ValueError("a whole number of at least 1")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise ValueError("a number from 0 to 1")
+    return share
+
+
+def _level(text: str) -> str:
+    if text.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        raise ValueError("DEBUG, INFO, WARNING or ERROR")
+    return text.upper()
+
+
+_PARSERS = {
+    "model": lambda text: text or None,
+    "strict_ranges": _boolean,
+    "max_body_bytes": _positive_whole_number,
+    "log_success_share": _share,
+    "log_level": _level,
+}
