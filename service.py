@@ -11,9 +11,10 @@ from dataclasses import replace
 from typing import Annotated, Any
 
 from tabserve import model_store
+from tabserve.bodies import unwrapped
 from tabserve.contract import MAX_ROWS, Rows
 from tabserve.engine import Scores
-from tabserve.http_api import App, FrontDoor, unwrapped
+from tabserve.http_api import App, FrontDoor
 from tabserve.model_store import ModelRefusedError, StoredModel
 from tabserve.rollout import NotReadyError, Rollout, ServedModel, choose_model
 from tabserve.settings import BadSettingError, Settings

@@ -15,7 +15,7 @@ from types import ModuleType
 from sklearn.pipeline import Pipeline
 
 from tabserve import model_store
-from tabserve.training import pipelines, recipe
+from tabserve.training import artifact, pipelines, recipe
 from tabserve.training.columns import BadTableError
 from tabserve.training.evaluation import Gates
 from tabserve.training.table import Columns, Table, builtin_table, read_rules, read_table
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         with contextlib.redirect_stdout(sys.stderr):  # whatever a user's code prints, the tag alone is our output
             pipeline, modules = choose_pipeline(options, table)
             model = recipe.train(table, pipeline, gates(options), seed=pipelines.SEED, engine=options.engine)
-            tag = recipe.save(model, table, options.name or table.source.name, modules)
+            tag = artifact.save(model, table, options.name or table.source.name, modules)
     except BadTableError as error:
         logger.error("bad input: %s", error)
         return 2

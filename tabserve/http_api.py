@@ -7,25 +7,24 @@ Every error of these routes is `{"error": sentence, "detail": [{"row", "feature"
 """
 
 import asyncio
-import json
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 from uuid_utils import uuid7
 
 from tabserve import documentation
-from tabserve.contract import MAX_ROWS
+from tabserve.answers import Answer, HttpError, json_answer, quoted
+from tabserve.bodies import read_many, read_one
 from tabserve.engine import Scores
 from tabserve.rollout import NotReadyError, Rollout, ServedModel
 from tabserve.settings import Settings
 from tabserve.telemetry import METRICS_CONTENT_TYPE, Telemetry
-from tabserve.validation import InvalidRowsError, ReadRows, Violation
+from tabserve.validation import ReadRows
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -41,50 +40,6 @@ BENTOML_PATHS = frozenset({BENTOML_API, "/livez", "/healthz", "/readyz", "/docs.
 BENTOML_FILES = "/static_content/"
 
 RETRY_AFTER_SECONDS = 1
-ONE_EXPECTED = 'expected {"features": [values in order]} or {"features": {name: value}}'
-MANY_EXPECTED = 'expected {"instances": [rows]}, each a list of values or an object of names and values'
-
-
-class _OneRow(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of /predict where the contract is all numbers: what needs no closer look."""
-
-    features: list[float]
-
-
-class _ManyRows(msgspec.Struct, forbid_unknown_fields=True):
-    instances: list[list[float]]
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What goes back: a status, a body that is encoded already, and headers beside its type and length."""
-
-    status: int
-    body: bytes
-    content_type: str = "application/json"
-    headers: Mapping[str, str] = field(default_factory=dict)
-    prediction_ids: tuple[str, ...] = ()
-    model_version: str | None = None
-
-
-class HttpError(Exception):
-    """A refusal with its status. `rules` names what was broken, without values, for the log."""
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        violations: tuple[Violation, ...] = (),
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.violations = violations
-        self.headers = headers or {}
-
-    def answer(self) -> Answer:
-        body = {"error": str(self), "detail": [violation.as_detail() for violation in self.violations]}
-        return Answer(self.status, msgspec.json.encode(body), headers=self.headers)
 
 
 class ClientGoneError(Exception):
@@ -110,8 +65,6 @@ class FrontDoor:
         self._started = time.monotonic()
         # One thread: a model is asked by one batch at a time, and the event loop stays free to answer probes.
         self._engine_thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
-        self._one_row = msgspec.json.Decoder(_OneRow)
-        self._many_rows = msgspec.json.Decoder(_ManyRows)
         self._routes: dict[str, tuple[str, Handler]] = {
             "/predict": ("POST", self._predict),
             "/predict/batch": ("POST", self._predict_batch),
@@ -160,7 +113,7 @@ class FrontDoor:
     ) -> Answer:
         if route is None:
             known = ", ".join(path for path in self._routes if not path.endswith(("/", ".js")))
-            raise HttpError(404, f"There is nothing at {_quoted(scope['path'])}; known are {known}.")
+            raise HttpError(404, f"There is nothing at {quoted(scope['path'])}; known are {known}.")
         method, handler = route
         allowed = ("GET", "HEAD") if method == "GET" else (method,)
         if scope["method"] not in allowed:
@@ -191,7 +144,7 @@ class FrontDoor:
         return await loop.run_in_executor(self._engine_thread, answer, model, body, scope["tabserve.started"])
 
     def _predict_one(self, model: ServedModel, body: bytes, started: float) -> Answer:
-        rows = _read_one(model, self._one_row, body)
+        rows = read_one(model.reader, body)
         prediction = self._predictions(model, rows)[0]
         answer = {
             **prediction,
@@ -203,7 +156,7 @@ class FrontDoor:
         return Answer(200, msgspec.json.encode(answer), prediction_ids=ids, model_version=model.tag)
 
     def _predict_many(self, model: ServedModel, body: bytes, started: float) -> Answer:
-        rows = _read_many(model, self._many_rows, body)
+        rows = read_many(model.reader, body)
         predictions = self._predictions(model, rows)
         answer = {
             "predictions": predictions,
@@ -233,13 +186,11 @@ class FrontDoor:
         media_type = headers.get(b"content-type", b"application/json").split(b";")[0].strip().lower()
         if media_type != b"application/json":
             raise HttpError(
-                415, f"Expected Content-Type: application/json, got {_quoted(media_type.decode('latin-1'))}."
+                415, f"Expected Content-Type: application/json, got {quoted(media_type.decode('latin-1'))}."
             )
         encoding = headers.get(b"content-encoding", b"identity").strip().lower()
         if encoding != b"identity":
-            raise HttpError(
-                415, f"Expected a body without Content-Encoding, got {_quoted(encoding.decode('latin-1'))}."
-            )
+            raise HttpError(415, f"Expected a body without Content-Encoding, got {quoted(encoding.decode('latin-1'))}.")
         limit = self._settings.max_body_bytes
         body = bytearray()
         while True:
@@ -256,7 +207,7 @@ class FrontDoor:
 
     async def _health(self, _scope: Scope, _receive: Receive) -> Answer:
         loaded = self._rollout.champion().tag if self._rollout.is_ready else None
-        return _json(
+        return json_answer(
             {
                 "status": "alive",
                 "model_loaded": loaded is not None,
@@ -267,12 +218,12 @@ class FrontDoor:
         )
 
     async def _ready(self, _scope: Scope, _receive: Receive) -> Answer:
-        return _json({"status": "ready", "model_version": self._rollout.champion().tag})
+        return json_answer({"status": "ready", "model_version": self._rollout.champion().tag})
 
     async def _metadata(self, _scope: Scope, _receive: Receive) -> Answer:
         model = self._rollout.champion()
         metadata = model.loaded.metadata
-        return _json(
+        return json_answer(
             {
                 "model": metadata["name"],
                 "model_version": model.tag,
@@ -297,7 +248,7 @@ class FrontDoor:
         return Answer(200, body, METRICS_CONTENT_TYPE)
 
     async def _openapi(self, _scope: Scope, _receive: Receive) -> Answer:
-        return _json(documentation.openapi(self._rollout.champion().loaded))
+        return json_answer(documentation.openapi(self._rollout.champion().loaded))
 
     async def _to_docs(self, _scope: Scope, _receive: Receive) -> Answer:
         return Answer(307, b"", headers={"location": "/docs"})
@@ -341,46 +292,6 @@ class FrontDoor:
             logger.info("request", extra={"fields": fields})
 
 
-def unwrapped(instance: Any) -> Any:
-    """A row of many, which may come as `{"features": row}` too, as it does alone."""
-    if isinstance(instance, dict) and len(instance) == 1 and isinstance(instance.get("features"), list | dict):
-        return instance["features"]
-    return instance
-
-
-def _read_one(model: ServedModel, quick: msgspec.json.Decoder[_OneRow], body: bytes) -> ReadRows:
-    if model.loaded.contract.is_all_numbers:
-        try:
-            rows = model.reader.read_numbers([quick.decode(body).features])
-        except msgspec.MsgspecError:
-            rows = None  # the closer look below says what is wrong, and reads rows that are objects
-        if rows is not None:
-            return rows
-    return _read(model, [_only_key(_parse(body, ONE_EXPECTED), "features", ONE_EXPECTED)])
-
-
-def _read_many(model: ServedModel, quick: msgspec.json.Decoder[_ManyRows], body: bytes) -> ReadRows:
-    if model.loaded.contract.is_all_numbers:
-        try:
-            rows = model.reader.read_numbers(quick.decode(body).instances)
-        except msgspec.MsgspecError:
-            rows = None
-        if rows is not None:
-            return rows
-    instances = _only_key(_parse(body, MANY_EXPECTED), "instances", MANY_EXPECTED)
-    if not isinstance(instances, list):
-        raise _unprocessable(Violation(None, None, "shape", "expected a list of rows as instances", instances))
-    # One row too many is enough for the reader to refuse them all.
-    return _read(model, [unwrapped(instance) for instance in instances[: MAX_ROWS + 1]])
-
-
-def _read(model: ServedModel, instances: list[Any]) -> ReadRows:
-    try:
-        return model.reader.read(instances)
-    except InvalidRowsError as error:
-        raise _unprocessable(*error.violations) from error
-
-
 def _described(model: ServedModel, scores: Scores) -> list[dict[str, Any]]:
     contract = model.loaded.contract
     if contract.task == "regression":
@@ -395,38 +306,6 @@ def _described(model: ServedModel, scores: Scores) -> list[dict[str, Any]]:
     ]
 
 
-def _parse(body: bytes, expected: str) -> Any:
-    """JSON as people write it, the bare words NaN and Infinity included, so that they can be refused by name."""
-    try:
-        return json.loads(body.decode("utf-8"), parse_int=_parse_integer)
-    except UnicodeDecodeError as error:
-        raise HttpError(400, f"The body is not UTF-8 (byte {error.start}); {expected}.") from error
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise HttpError(400, f"The body is not JSON: {error.msg} at {place}; {expected}.") from error
-    except RecursionError as error:
-        raise HttpError(400, f"The body is nested too deeply; {expected}.") from error
-
-
-def _parse_integer(digits: str) -> int | float:
-    return int(digits) if len(digits) < 400 else float(digits)  # Python refuses to read very long integers
-
-
-def _only_key(parsed: Any, key: str, expected: str) -> Any:
-    if not isinstance(parsed, dict):
-        raise _unprocessable(Violation(None, None, "shape", expected, parsed))
-    if key not in parsed:
-        raise _unprocessable(Violation(None, None, "missing_key", f'expected the key "{key}"', parsed))
-    if len(parsed) > 1:
-        unknown = next(name for name in parsed if name != key)
-        raise _unprocessable(Violation(None, None, "unknown_key", f'expected only the key "{key}"', unknown))
-    return parsed[key]
-
-
-def _unprocessable(*violations: Violation) -> HttpError:
-    return HttpError(422, f"The request breaks the model's contract: {InvalidRowsError(violations)}.", violations)
-
-
 def _replaying(body: bytes, receive: Receive) -> Receive:
     """What gives a body that was read already once more, and then what comes after it."""
     unread = [{"type": "http.request", "body": body, "more_body": False}]
@@ -439,14 +318,6 @@ def _replaying(body: bytes, receive: Receive) -> Receive:
 
 def _milliseconds_since(started: float) -> float:
     return round((time.perf_counter() - started) * 1000, 3)
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text if len(text) <= 80 else text[:79] + "…")
-
-
-def _json(content: object) -> Answer:
-    return Answer(200, msgspec.json.encode(content))
 
 
 def _page(page: documentation.Page) -> Handler:

@@ -24,7 +24,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from tabserve.contract import Contract, Feature, Rows
-from tabserve.engine import Compiled, OnnxEngine, Parity, Scores, SklearnEngine
+from tabserve.engine import Compiled, Engine, OnnxEngine, Parity, Scores, SklearnEngine
 from tabserve.preprocessing import Block, Preprocessing, Step
 from tabserve.training.array_steps import NotCompilableError, Part, compile_preprocessing
 from tabserve.training.columns import BadTableError
@@ -52,6 +52,13 @@ class CompiledModel:
 
     compiled: Compiled
     onnx_model: bytes | None
+
+    def engine(self, pipeline: Pipeline, contract: Contract) -> Engine:
+        """The engine that will serve, of the fitted pipeline that this was compiled from."""
+        preprocessing = self.compiled.preprocessing
+        if self.onnx_model is None or preprocessing is None:
+            return SklearnEngine(pipeline, contract)
+        return OnnxEngine(preprocessing, self.onnx_model, is_classifier=contract.task != "regression")
 
 
 def compile_model(pipeline: Pipeline, contract: Contract, rows: Rows, *, engine: str = "auto") -> CompiledModel:

@@ -1,0 +1,55 @@
+"""What goes back to a caller: an answer, or an error in the one shape that all our errors have."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from tabserve.validation import InvalidRowsError, Violation
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What goes back: a status, a body that is encoded already, and headers beside its type and length."""
+
+    status: int
+    body: bytes
+    content_type: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    prediction_ids: tuple[str, ...] = ()
+    model_version: str | None = None
+
+
+class HttpError(Exception):
+    """A refusal with its status; `violations` are the entries of its detail."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        violations: tuple[Violation, ...] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.violations = violations
+        self.headers = headers or {}
+
+    def answer(self) -> Answer:
+        body = {"error": str(self), "detail": [violation.as_detail() for violation in self.violations]}
+        return Answer(self.status, msgspec.json.encode(body), headers=self.headers)
+
+
+def json_answer(content: object) -> Answer:
+    return Answer(200, msgspec.json.encode(content))
+
+
+def unprocessable(*violations: Violation) -> HttpError:
+    """The 422 for what breaks the contract."""
+    return HttpError(422, f"The request breaks the model's contract: {InvalidRowsError(violations)}.", violations)
+
+
+def quoted(text: str) -> str:
+    """A caller's text as a sentence may repeat it: short, and with nothing in it that a terminal would obey."""
+    return json.dumps(text if len(text) <= 80 else text[:79] + "…")
