@@ -4,6 +4,7 @@ Importing this file reads no model and changes nothing but BentoML's telemetry, 
 """
 
 import asyncio
+import gc
 import logging
 import os
 import sys
@@ -161,10 +162,22 @@ def load() -> None:
     try:
         settings = Settings.from_environment()
         rollout.put_in_service(model_store.load(choose_model(settings, pinned=model_of_bento())), settings)
+        quiet_collector()
     except Exception:
         logger.critical("the model cannot be loaded, the worker ends", exc_info=True)
         logging.shutdown()
         os._exit(1)
+
+
+def quiet_collector() -> None:
+    """Keeps the garbage collector away from what lives as long as the process, and from walking each request's timer.
+
+    BentoML arms a timer per request that lives for `traffic.timeout`; with Python's thresholds the collector walks them
+    again and again, and stops the process for 50 to 290 ms.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 def stacked(rows: list[Row]) -> Rows:

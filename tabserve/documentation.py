@@ -102,7 +102,8 @@ def openapi(model: LoadedModel) -> Schema:
         "415": _error("The body is of another media type."),
         "422": _error("The request breaks the contract; `detail` names row, feature and rule."),
         "500": _error("The service failed; its log says why."),
-        "503": _error("No model is ready to answer; Retry-After says when to try again."),
+        "503": _error("No model is ready, or it is overloaded; Retry-After says when to try again."),
+        "504": _error("The time passed before there was an answer."),
     }
     return {
         "openapi": "3.1.0",

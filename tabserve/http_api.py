@@ -7,24 +7,29 @@ Every error of these routes is `{"error": sentence, "detail": [{"row", "feature"
 """
 
 import asyncio
+import functools
 import logging
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import msgspec
 from uuid_utils import uuid7
 
 from tabserve import documentation
 from tabserve.answers import Answer, HttpError, json_answer, quoted
+from tabserve.batcher import Batcher, DeadlineExceededError, RefusedError
 from tabserve.bodies import read_many, read_one
+from tabserve.contract import MAX_ROWS
 from tabserve.engine import Scores
 from tabserve.rollout import NotReadyError, Rollout, ServedModel
 from tabserve.settings import Settings
 from tabserve.telemetry import METRICS_CONTENT_TYPE, Telemetry
-from tabserve.validation import ReadRows
+from tabserve.validation import ReadRows, RowReader
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -40,6 +45,10 @@ BENTOML_PATHS = frozenset({BENTOML_API, "/livez", "/healthz", "/readyz", "/docs.
 BENTOML_FILES = "/static_content/"
 
 RETRY_AFTER_SECONDS = 1
+
+# Up to here the event loop reads a body and writes an answer itself: handing it to a thread takes about as long.
+INLINE_BYTES = 8192
+INLINE_ROWS = 16
 
 
 class ClientGoneError(Exception):
@@ -63,8 +72,9 @@ class FrontDoor:
         self._settings = settings
         self._telemetry = telemetry
         self._started = time.monotonic()
-        # One thread: a model is asked by one batch at a time, and the event loop stays free to answer probes.
-        self._engine_thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        # For what would hold up the event loop, which has probes to answer: long batches, long bodies, long answers.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tabserve")
+        self._batchers: WeakKeyDictionary[ServedModel, Batcher] = WeakKeyDictionary()
         self._routes: dict[str, tuple[str, Handler]] = {
             "/predict": ("POST", self._predict),
             "/predict/batch": ("POST", self._predict_batch),
@@ -129,35 +139,29 @@ class FrontDoor:
     # --- predictions
 
     async def _predict(self, scope: Scope, receive: Receive) -> Answer:
-        return await self._on_engine_thread(self._predict_one, scope, receive)
-
-    async def _predict_batch(self, scope: Scope, receive: Receive) -> Answer:
-        return await self._on_engine_thread(self._predict_many, scope, receive)
-
-    async def _on_engine_thread(
-        self, answer: Callable[[ServedModel, bytes, float], Answer], scope: Scope, receive: Receive
-    ) -> Answer:
-        """Reading rows, asking the model and writing the answer, none of which the event loop may wait for."""
         model = self._rollout.champion()
-        body = await self._read_json_body(scope, receive)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._engine_thread, answer, model, body, scope["tabserve.started"])
-
-    def _predict_one(self, model: ServedModel, body: bytes, started: float) -> Answer:
-        rows = read_one(model.reader, body)
-        prediction = self._predictions(model, rows)[0]
+        rows = await self._read(read_one, model, scope, receive)
+        predictions = self._predictions(model, rows, await self._score(model, rows, receive))
         answer = {
-            **prediction,
+            **predictions[0],
             "model_version": model.tag,
             "n_features_in": rows.values.shape[1],
-            "latency_ms": _milliseconds_since(started),
+            "latency_ms": _milliseconds_since(scope["tabserve.started"]),
         }
-        ids = (prediction["prediction_id"],)
+        ids = (predictions[0]["prediction_id"],)
         return Answer(200, msgspec.json.encode(answer), prediction_ids=ids, model_version=model.tag)
 
-    def _predict_many(self, model: ServedModel, body: bytes, started: float) -> Answer:
-        rows = read_many(model.reader, body)
-        predictions = self._predictions(model, rows)
+    async def _predict_batch(self, scope: Scope, receive: Receive) -> Answer:
+        model = self._rollout.champion()
+        rows = await self._read(read_many, model, scope, receive)
+        scores = await self._score(model, rows, receive)
+        if len(scores) <= INLINE_ROWS:
+            return self._batch_answer(model, rows, scores, scope["tabserve.started"])
+        answer = functools.partial(self._batch_answer, model, rows, scores, scope["tabserve.started"])
+        return await asyncio.get_running_loop().run_in_executor(self._thread, answer)
+
+    def _batch_answer(self, model: ServedModel, rows: ReadRows, scores: Scores, started: float) -> Answer:
+        predictions = self._predictions(model, rows, scores)
         answer = {
             "predictions": predictions,
             "model_version": model.tag,
@@ -168,11 +172,44 @@ class FrontDoor:
         ids = tuple(prediction["prediction_id"] for prediction in predictions)
         return Answer(200, msgspec.json.encode(answer), prediction_ids=ids, model_version=model.tag)
 
-    def _predictions(self, model: ServedModel, rows: ReadRows) -> list[dict[str, Any]]:
+    async def _read(
+        self, read: Callable[[RowReader, bytes], ReadRows], model: ServedModel, scope: Scope, receive: Receive
+    ) -> ReadRows:
+        body = await self._read_json_body(scope, receive)
+        if len(body) <= INLINE_BYTES:
+            return read(model.reader, body)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, read, model.reader, body)
+
+    async def _score(self, model: ServedModel, rows: ReadRows, receive: Receive) -> Scores:
+        timeout = self._settings.request_timeout_ms / 1000
+        try:
+            return await self._batcher_of(model).submit(
+                rows.values, timeout_seconds=timeout, is_wanted=_still_connected(receive)
+            )
+        except RefusedError as error:
+            headers = {"retry-after": str(math.ceil(error.retry_after))}
+            raise HttpError(503, f"The service is overloaded: {error}.", headers=headers) from error
+        except DeadlineExceededError as error:
+            raise HttpError(504, f"The service is overloaded: {error}; try again later.") from error
+
+    def _batcher_of(self, model: ServedModel) -> Batcher:
+        batcher = self._batchers.get(model)
+        if batcher is None:
+            batcher = Batcher(
+                model.loaded.engine.predict,
+                self._thread,
+                self._telemetry,
+                max_rows=MAX_ROWS,
+                max_queued_rows=self._settings.max_queued_rows,
+                budget_seconds=self._settings.batch_budget_ms / 1000,
+            )
+            for n_rows, seconds in model.warm_up_times:
+                batcher.service_time.observe(n_rows, seconds)
+            self._batchers[model] = batcher
+        return batcher
+
+    def _predictions(self, model: ServedModel, rows: ReadRows, scores: Scores) -> list[dict[str, Any]]:
         """One answer a row, each with an id of its own."""
-        scores = model.loaded.engine.predict(rows.values)
-        if len(scores) != len(rows.values):
-            raise RuntimeError(f"the engine gave {len(scores)} scores for {len(rows.values)} rows")
         self._telemetry.predictions.labels(model.tag).inc(len(scores))
         predictions = _described(model, scores)
         for row, warnings in rows.warnings.items():
@@ -314,6 +351,12 @@ def _replaying(body: bytes, receive: Receive) -> Receive:
         return unread.pop() if unread else await receive()
 
     return receive_again
+
+
+def _still_connected(receive: Receive) -> Callable[[], bool] | None:
+    """Whether the caller still waits. ASGI tells only those who read on; uvicorn's own object knows it at once."""
+    cycle: Any = getattr(receive, "__self__", None)
+    return (lambda: not cycle.disconnected) if hasattr(cycle, "disconnected") else None
 
 
 def _milliseconds_since(started: float) -> float:

@@ -1,6 +1,7 @@
 """Which model answers whom: for now one champion, chosen when the service starts."""
 
 import logging
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ from tabserve.validation import RowReader
 logger = logging.getLogger(__name__)
 
 ROLLOUT_FILE = "rollout.yaml"
+WARM_UP_ROWS = (1, 8, 64, MAX_ROWS)  # the batcher's first idea of what a batch costs
 LARGEST_DIFFERENCE = 1e-6  # between what a model says here and what it said where it was trained
 
 
@@ -24,13 +26,15 @@ class NotReadyError(Exception):
     """No model is in service yet."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ServedModel:
     """A model in service, with what reads the rows for it."""
 
     loaded: LoadedModel
     reader: RowReader
     in_service_since: datetime
+    warm_up_times: list[tuple[int, float]]
+    """Rows and seconds of the batches that it was warmed up with."""
 
     @property
     def tag(self) -> str:
@@ -64,8 +68,8 @@ class Rollout:
             ModelRefusedError: where it says something else.
         """
         reader = RowReader(model.contract, strict=settings.strict_ranges)
-        warm_up(model)
-        self._champion = ServedModel(model, reader, datetime.now(UTC))
+        times = warm_up(model)
+        self._champion = ServedModel(model, reader, datetime.now(UTC), times)
         logger.info("model %s is in service, on %s", model.tag, model.engine.name)
 
 
@@ -98,8 +102,8 @@ def read_champion(path: Path) -> str | None:
     return champion
 
 
-def warm_up(model: LoadedModel) -> None:
-    """Lets a model answer its own examples, once and in the largest batch, and compares.
+def warm_up(model: LoadedModel) -> list[tuple[int, float]]:
+    """Lets a model answer its own examples, and compares; then times batches of several sizes (rows, seconds).
 
     Raises:
         ModelRefusedError: where an answer is not the one that was saved with the model.
@@ -107,10 +111,16 @@ def warm_up(model: LoadedModel) -> None:
     rows = RowReader(model.contract).read(model.examples["instances"]).values
     expected = np.array(model.examples["scores"])
     found = model.engine.predict(rows)
-    model.engine.predict(np.resize(rows, (MAX_ROWS, rows.shape[1])))
     limit = LARGEST_DIFFERENCE * np.maximum(1.0, np.abs(expected))
     if found.shape != expected.shape or not (np.abs(found - expected) <= limit).all():
         raise ModelRefusedError(
             f"the model {model.tag} answers its own examples differently here than where it was trained: "
             "train again on this kind of machine"
         )
+    times = []
+    for n_rows in WARM_UP_ROWS:
+        batch = np.resize(rows, (n_rows, rows.shape[1]))
+        started = time.perf_counter()
+        model.engine.predict(batch)
+        times.append((n_rows, time.perf_counter() - started))
+    return times

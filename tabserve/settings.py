@@ -31,6 +31,19 @@ SETTINGS = {
     "max_body_bytes": Setting(
         "TABSERVE_MAX_BODY_BYTES", "1048576", "The largest request body in bytes; a larger one is refused (413)."
     ),
+    "request_timeout_ms": Setting(
+        "TABSERVE_REQUEST_TIMEOUT_MS",
+        "5000",
+        "How long a prediction may take, in milliseconds; one that would be too late is refused at once (503).",
+    ),
+    "max_queued_rows": Setting(
+        "TABSERVE_MAX_QUEUED_ROWS", "4096", "How many rows may wait for the model; more are refused at once (503)."
+    ),
+    "batch_budget_ms": Setting(
+        "TABSERVE_BATCH_BUDGET_MS",
+        "50",
+        "How long a batch may take, in milliseconds: what bounds its rows, beside their number (512).",
+    ),
     "log_success_share": Setting(
         "TABSERVE_LOG_SUCCESS_SHARE",
         "0.01",
@@ -51,6 +64,9 @@ class Settings:
     model: str | None = None
     strict_ranges: bool = False
     max_body_bytes: int = 1048576
+    request_timeout_ms: int = 5000
+    max_queued_rows: int = 4096
+    batch_budget_ms: int = 50
     log_success_share: float = 0.01
     log_level: str = "INFO"
 
@@ -106,6 +122,9 @@ _PARSERS = {
     "model": lambda text: text or None,
     "strict_ranges": _boolean,
     "max_body_bytes": _positive_whole_number,
+    "request_timeout_ms": _positive_whole_number,
+    "max_queued_rows": _positive_whole_number,
+    "batch_budget_ms": _positive_whole_number,
     "log_success_share": _share,
     "log_level": _level,
 }

@@ -20,6 +20,7 @@ METRICS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 DURATION_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 NAMED_FAULTS = 100  # of one request in one line
 
 # Where the workers of one service keep the files that their metrics are added up from. BentoML's own place for them is
@@ -64,9 +65,39 @@ class Telemetry:
             ["feature"],
             registry=registry,
         )
+        self._batch_rows = Histogram(
+            "tabserve_batch_rows", "Rows of a batch.", buckets=BATCH_BUCKETS, registry=registry
+        )
+        self._batch_seconds = Histogram(
+            "tabserve_batch_duration_seconds", "Time of the engine.", buckets=DURATION_BUCKETS, registry=registry
+        )
+        self._wait_seconds = Histogram(
+            "tabserve_queue_wait_seconds", "Time before a batch.", buckets=DURATION_BUCKETS, registry=registry
+        )
+        self._refused_rows = Counter(
+            "tabserve_refused_rows", "Rows that were not answered, by reason.", ["reason"], registry=registry
+        )
+        self._queued_rows = Gauge(
+            "tabserve_queued_rows", "Rows that wait for the engine.", registry=registry, multiprocess_mode="livesum"
+        )
         self.ready = Gauge(
             "tabserve_ready", "Whether the service can answer.", registry=registry, multiprocess_mode="mostrecent"
         )
+
+    # What the batcher tells.
+
+    def batch_done(self, n_rows: int, service_seconds: float) -> None:
+        self._batch_rows.observe(n_rows)
+        self._batch_seconds.observe(service_seconds)
+
+    def job_started(self, wait_seconds: float) -> None:
+        self._wait_seconds.observe(wait_seconds)
+
+    def refused(self, reason: str, n_rows: int) -> None:
+        self._refused_rows.labels(reason).inc(n_rows)
+
+    def queue_changed(self, n_rows: int) -> None:
+        self._queued_rows.set(n_rows)
 
     def exposition(self) -> bytes:
         """All metrics of all processes, as Prometheus reads them."""

@@ -1,0 +1,325 @@
+"""Adaptive batching of rows: an idle engine starts at once, and what arrives while it works goes together next.
+
+    submit → queue, bounded in rows → batch of at most `cap` rows → engine
+
+Nothing here waits for more rows to come: a lone request pays for no batching, under load batches grow by themselves.
+All state belongs to the event loop; only the engine may run in a thread. Nothing wakes up while there is nothing to do.
+"""
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from tabserve.contract import Rows
+from tabserve.engine import Scores
+
+Predict = Callable[[Rows], Scores]
+
+REMEMBERED_BATCHES = 32  # enough to fit two numbers, few enough to forget a slow phase within a second of load
+SLICE_ROWS = 64  # of one request in one batch, while others wait: a large request takes turns with small ones
+WORTHWHILE = 0.05  # a batch grows while the fixed cost is still more than this share of the cost of its rows
+INLINE_SECONDS = 0.0005  # a batch that is over sooner runs on the event loop: a thread costs a good part of that
+
+
+class RefusedError(Exception):
+    """A request that could not be answered in time, refused before it cost anything. `retry_after` is in seconds."""
+
+    def __init__(self, reason: str, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.retry_after = retry_after
+
+
+class DeadlineExceededError(Exception):
+    """A request whose time passed while it waited: slower batches than foreseen went before it."""
+
+
+class Observer(Protocol):
+    """What is told about batches; the metrics of the service, or nothing."""
+
+    def batch_done(self, n_rows: int, service_seconds: float) -> None: ...
+    def job_started(self, wait_seconds: float) -> None: ...
+    def refused(self, reason: str, n_rows: int) -> None: ...
+    def queue_changed(self, n_rows: int) -> None: ...
+
+
+class ServiceTime:
+    """The time of a batch as a + b · rows, in seconds, from the recent batches; one slow batch does not move it.
+
+    The slope is the median of the slopes between all pairs of batches, the intercept the median of what is left
+    (Theil 1950, Sen 1968): up to 29 % of the batches may be anything.
+    """
+
+    def __init__(self) -> None:
+        self._rows: deque[int] = deque(maxlen=REMEMBERED_BATCHES)
+        self._seconds: deque[float] = deque(maxlen=REMEMBERED_BATCHES)
+        self._fixed = 0.0
+        self._per_row = 0.0
+        self._is_stale = False
+
+    def observe(self, n_rows: int, seconds: float) -> None:
+        self._rows.append(n_rows)
+        self._seconds.append(seconds)
+        self._is_stale = True
+
+    def of(self, n_rows: int) -> float:
+        """Expected seconds of a batch; 0.0 before the first one was seen."""
+        fixed, per_row = self.coefficients()
+        return fixed + per_row * n_rows
+
+    def coefficients(self) -> tuple[float, float]:
+        """The a in seconds and the b in seconds a row, neither below zero."""
+        if self._is_stale:
+            self._fit()
+            self._is_stale = False
+        return self._fixed, self._per_row
+
+    def _fit(self) -> None:
+        rows, seconds = np.array(self._rows, dtype=np.float64), np.array(self._seconds)
+        first, second = np.triu_indices(len(rows), k=1)
+        differ = rows[first] != rows[second]
+        if differ.any():
+            slopes = (seconds[second] - seconds[first])[differ] / (rows[second] - rows[first])[differ]
+            self._per_row = max(0.0, float(np.median(slopes)))
+        else:
+            # All batches of one size tell one number and not two: the slope stays what it was, as far as it fits.
+            self._per_row = min(self._per_row, float(np.median(seconds)) / float(rows[0]))
+        self._fixed = max(0.0, float(np.median(seconds - self._per_row * rows)))
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """One request: its rows, and the scores of those that were answered, by position."""
+
+    rows: Rows
+    future: "asyncio.Future[Scores]"
+    deadline: float
+    enqueued: float
+    is_wanted: Callable[[], bool] | None
+    n_taken: int = 0
+    n_open: int = 0
+    scores: Scores | None = None
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Slices of jobs, in the order in which their rows stand in the batch."""
+
+    slices: list[tuple[_Job, int, int]] = field(default_factory=list)
+    n_rows: int = 0
+
+
+class Batcher:
+    """Merges the rows of concurrent requests into batches for one engine.
+
+    Args:
+        predict: rows of shape (n, features) to scores of n rows, in order.
+        executor: where batches run that would block the event loop.
+        max_rows: the largest batch.
+        max_queued_rows: rows that may wait; more are refused.
+        budget_seconds: what a batch may take, so that nobody waits long behind it.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        predict: Predict,
+        executor: Executor,
+        observer: Observer,
+        *,
+        max_rows: int = 512,
+        max_queued_rows: int = 4096,
+        budget_seconds: float = 0.05,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._predict = predict
+        self._executor = executor
+        self._observer = observer
+        self._max_rows = max_rows
+        self._max_queued_rows = max_queued_rows
+        self._budget_seconds = budget_seconds
+        self._clock = clock
+        self._queue: deque[_Job] = deque()
+        self._queued_rows = 0
+        self._is_busy = False
+        self._busy_until = 0.0
+        self.service_time = ServiceTime()
+
+    @property
+    def queued_rows(self) -> int:
+        return self._queued_rows
+
+    def cap(self) -> int:
+        """The rows that the next batch may have: what the budget allows, and no more than helps."""
+        fixed, per_row = self.service_time.coefficients()
+        if per_row == 0.0:
+            return self._max_rows
+        within_budget = (self._budget_seconds - fixed) / per_row
+        # Twice as many rows a batch save half of the fixed cost; where that is nothing, they only make others wait.
+        helpful = fixed / (WORTHWHILE * per_row)
+        return int(min(self._max_rows, max(1.0, min(within_budget, helpful))))
+
+    async def submit(
+        self, rows: Rows, *, timeout_seconds: float = math.inf, is_wanted: Callable[[], bool] | None = None
+    ) -> Scores:
+        """The scores of one request's rows, shape (n, features), n at least 1, in order.
+
+        Args:
+            timeout_seconds: how long the caller waits.
+            is_wanted: whether somebody still waits; asked before the rows cost a batch.
+
+        Raises:
+            RefusedError: at once, where the queue is full or the time would not suffice.
+            DeadlineExceededError: where the time passed in the queue.
+            Exception: whatever the engine raised for these rows; other requests of the same batch are not concerned.
+        """
+        now = self._clock()
+        self._admit(len(rows), now, timeout_seconds)
+        future: asyncio.Future[Scores] = asyncio.get_running_loop().create_future()
+        job = _Job(rows, future, now + timeout_seconds, now, is_wanted, n_open=len(rows))
+        self._queue.append(job)
+        self._count_queued(len(rows))
+        if not self._is_busy:
+            self._is_busy = True
+            # Not this instant: requests that the event loop has already read join the same batch.
+            asyncio.get_running_loop().call_soon(self._start_next)
+        return await future
+
+    def _admit(self, n_rows: int, now: float, timeout_seconds: float) -> None:
+        if self._queued_rows and self._queued_rows + n_rows > self._max_queued_rows:
+            message = f"{self._queued_rows} rows are waiting, {self._max_queued_rows} may; try again in a moment"
+            self._refuse("queue_full", n_rows, message)
+        cap = self.cap()
+        batches = math.ceil((self._queued_rows + n_rows) / cap)
+        expected = batches * self.service_time.of(min(cap, self._queued_rows + n_rows))
+        if self._is_busy:
+            expected += max(0.0, self._busy_until - now)
+        if expected > timeout_seconds:
+            message = f"the answer would take {expected:.3f} s and has {timeout_seconds:.3f} s; try again in a moment"
+            self._refuse("too_late", n_rows, message)
+
+    def _refuse(self, reason: str, n_rows: int, message: str) -> None:
+        self._observer.refused(reason, n_rows)
+        waiting = self._queued_rows * self.service_time.of(self._max_rows) / self._max_rows
+        raise RefusedError(reason, message, retry_after=max(1.0, waiting))
+
+    def _count_queued(self, change: int) -> None:
+        self._queued_rows += change
+        self._observer.queue_changed(self._queued_rows)
+
+    def _start_next(self) -> None:
+        batch = self._take(self._clock())
+        if not batch.slices:
+            self._is_busy = False
+            return
+        parts = [job.rows[start:stop] for job, start, stop in batch.slices]
+        expected = self.service_time.of(batch.n_rows)
+        self._busy_until = self._clock() + expected
+        if expected <= INLINE_SECONDS:
+            self._finish(batch, self._run(parts))
+            # Back to the event loop first, which has requests to read.
+            asyncio.get_running_loop().call_soon(self._start_next)
+            return
+        running = asyncio.get_running_loop().run_in_executor(self._executor, self._run, parts)
+        running.add_done_callback(lambda done: self._finish_and_go_on(batch, done))
+
+    def _finish_and_go_on(self, batch: _Batch, done: "asyncio.Future[_Outcome]") -> None:
+        self._finish(batch, done.result())
+        self._start_next()
+
+    def _take(self, now: float) -> _Batch:
+        """The next batch: whoever came first first, and large requests by turns."""
+        batch, cap = _Batch(), self.cap()
+        for _ in range(len(self._queue)):
+            if batch.n_rows >= cap:
+                break
+            job = self._queue.popleft()
+            if not self._is_due(job, now):
+                continue
+            left = len(job.rows) - job.n_taken
+            share = left if not self._queue and not batch.slices else min(left, SLICE_ROWS)
+            n_rows = min(share, cap - batch.n_rows)
+            if job.n_taken == 0:
+                self._observer.job_started(now - job.enqueued)
+            batch.slices.append((job, job.n_taken, job.n_taken + n_rows))
+            batch.n_rows += n_rows
+            job.n_taken += n_rows
+            self._count_queued(-n_rows)
+            if job.n_taken < len(job.rows):
+                self._queue.append(job)
+        return batch
+
+    def _is_due(self, job: _Job, now: float) -> bool:
+        """Whether a job still wants its rows answered; where not, it leaves the queue."""
+        error: Exception | None = None
+        if now > job.deadline:
+            error = DeadlineExceededError(f"no answer within {job.deadline - job.enqueued:.3f} s")
+            self._observer.refused("deadline", len(job.rows) - job.n_taken)
+        elif job.is_wanted is not None and not job.is_wanted():
+            job.future.cancel()
+            self._observer.refused("client_gone", len(job.rows) - job.n_taken)
+        if error is not None and not job.future.done():
+            job.future.set_exception(error)
+        if job.future.done():  # also where its task was cancelled, or another of its slices failed
+            self._count_queued(job.n_taken - len(job.rows))
+            return False
+        return True
+
+    def _run(self, parts: Sequence[Rows]) -> "_Outcome":
+        """The engine's answer to each part of a batch, or what it raised for it. May run in a thread."""
+        started = self._clock()
+        rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        try:
+            scores = self._predict(rows)
+        except Exception as error:  # noqa: BLE001  # it belongs to the callers at fault
+            if len(parts) == 1:
+                return _Outcome([error], None)
+            # Halves, until only the requests at fault fail.
+            middle = len(parts) // 2
+            return _Outcome(self._run(parts[:middle]).answers + self._run(parts[middle:]).answers, None)
+        seconds = self._clock() - started
+        if len(scores) != len(rows):
+            wrong = RuntimeError(f"the engine gave {len(scores)} scores for {len(rows)} rows")
+            return _Outcome([wrong] * len(parts), None)
+        ends = np.cumsum([len(part) for part in parts])[:-1]
+        return _Outcome(list(np.split(scores, ends)) if len(parts) > 1 else [scores], seconds)
+
+    def _finish(self, batch: _Batch, outcome: "_Outcome") -> None:
+        if outcome.seconds is not None:
+            self.service_time.observe(batch.n_rows, outcome.seconds)
+            self._observer.batch_done(batch.n_rows, outcome.seconds)
+        for (job, start, stop), answer in zip(batch.slices, outcome.answers, strict=True):
+            _answer(job, start, stop, answer)
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """An answer a part, and the seconds that the engine took; None where it raised."""
+
+    answers: list[Scores | Exception]
+    seconds: float | None
+
+
+def _answer(job: _Job, start: int, stop: int, answer: Scores | Exception) -> None:
+    """Hands a job the scores of its rows start to stop; its caller gets them when all are there."""
+    if job.future.done():
+        return
+    if isinstance(answer, Exception):
+        job.future.set_exception(answer)
+        return
+    if stop - start == len(job.rows):
+        job.future.set_result(answer)
+        return
+    if job.scores is None:
+        job.scores = np.empty((len(job.rows), *answer.shape[1:]))
+    job.scores[start:stop] = answer
+    job.n_open -= stop - start
+    if job.n_open == 0:
+        job.future.set_result(job.scores)
