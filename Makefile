@@ -15,8 +15,10 @@ BIN := .venv/bin
 COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --python-version 3.11 --python-platform linux --generate-hashes \
   --no-strip-extras --no-emit-index-url --no-header --no-annotate
 
-TRAIN_IF_NONE := $(BIN)/python -c "import sys; from tabserve import model_store; sys.exit(not model_store.stored_models())" \
-  || { echo "training the built-in model, the model store has none"; $(BIN)/python train.py; }
+NO_MODEL := 3
+TRAIN_IF_NONE := $(BIN)/python -c "import sys; from tabserve import model_store; \
+  sys.exit(0 if model_store.stored_models() else $(NO_MODEL))" || { [ $$? -eq $(NO_MODEL) ] && \
+  echo "training the built-in model, the model store has none" && $(BIN)/python train.py; }
 
 .DEFAULT_GOAL := help
 
@@ -31,7 +33,7 @@ serve: .venv/training.installed ## install, train if there is no model yet, serv
 	@BENTOML_CONFIG="$(CURDIR)/configuration.yaml" exec $(BIN)/bentoml serve --host $(HOST) --port $(PORT)
 
 .PHONY: train
-train: .venv/training.installed ## train the built-in model (another table: python train.py --data FILE --target COLUMN)
+train: .venv/training.installed ## train the built-in model (another table: .venv/bin/python train.py --data FILE --target COLUMN)
 	@$(BIN)/python train.py
 
 .PHONY: test
@@ -65,10 +67,11 @@ lock: .venv/dev.installed ## resolve the locks after a change of pyproject.toml:
 .venv/%.installed: requirements/%.txt | .venv/bin/python
 	@echo "installing $< into .venv (a minute or two, the first time)"
 	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps --require-hashes -r $<
-	@touch $@
+	@touch $@ $(if $(filter dev,$*),.venv/training.installed)
 
 .venv/bin/python:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \
 	  echo "tabserve needs Python 3.11, $(or $(PYTHON),the python3 here) is not: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 2; }
 	@echo "making the virtual environment .venv"
-	@$(PYTHON) -m venv .venv
+	@"$(PYTHON)" -m venv .venv || { rm -rf .venv; \
+	  echo "no virtual environment could be made; on Debian and Ubuntu: apt-get install python3.11-venv"; exit 2; }

@@ -158,10 +158,10 @@ Tabserve.add_asgi_middleware(front_door)  # type: ignore[attr-defined]
 
 
 def load() -> None:
-    """Loads the chosen model and puts it in service; a worker that cannot do that ends."""
+    """Loads the model that the parent chose and puts it in service; a worker that cannot do that ends."""
     try:
         settings = Settings.from_environment()
-        rollout.put_in_service(model_store.load(choose_model(settings, pinned=model_of_bento())), settings)
+        rollout.put_in_service(model_store.load(choose_model(settings)), settings)
         quiet_collector()
     except Exception:
         logger.critical("the model cannot be loaded, the worker ends", exc_info=True)

@@ -1,6 +1,6 @@
 """Trains a model on a table and saves it in the BentoML model store.
 
-Exit codes: 0 saved (the tag is the last line), 1 not good enough, 2 bad input.
+Exit codes: 0 saved (the tag is the last line), 1 not good enough, 2 bad input, 3 it could not be saved.
 """
 
 import argparse
@@ -28,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         table = load_table(options)
+        gates(options).check(table.contract)
         with contextlib.redirect_stdout(sys.stderr):  # whatever a user's code prints, the tag alone is our output
             pipeline, modules = choose_pipeline(options, table)
             model = recipe.train(table, pipeline, gates(options), seed=pipelines.SEED, engine=options.engine)
@@ -38,6 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     except recipe.GateFailedError as error:
         logger.error("not good enough, nothing was saved: %s", error)
         return 1
+    except (OSError, model_store.ModelRefusedError) as error:
+        logger.error("nothing was saved: %s", error)
+        return 3
     logger.info("saved in %s", model_store.find(tag).directory)
     sys.stdout.write(f"{tag}\n")
     return 0
@@ -94,7 +98,7 @@ def number(text: str) -> float:
 def load_table(options: argparse.Namespace) -> Table:
     if options.data is None:
         return builtin_table()
-    ids = tuple(name for name in options.id_columns.split(",") if name)
+    ids = tuple(name for name in map(str.strip, options.id_columns.split(",")) if name)
     columns = Columns(options.target, ids, options.time_column)
     rules = read_rules(options.rules) if options.rules else {}
     return read_table(options.data, columns, task=None if options.task == "auto" else options.task, rules=rules)

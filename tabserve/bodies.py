@@ -6,8 +6,7 @@ from typing import Any
 import msgspec
 
 from tabserve.answers import HttpError, unprocessable
-from tabserve.contract import MAX_ROWS
-from tabserve.validation import InvalidRowsError, ReadRows, RowReader, Violation
+from tabserve.validation import InvalidRowsError, ReadRows, RowReader, Violation, check_row_count
 
 ONE_EXPECTED = 'expected {"features": [values in order]} or {"features": {name: value}}'
 MANY_EXPECTED = 'expected {"instances": [rows]}, each a list of values or an object of names and values'
@@ -66,13 +65,13 @@ def read_many(reader: RowReader, body: bytes) -> ReadRows:
     instances = _only_key(_parse(body, MANY_EXPECTED), "instances", MANY_EXPECTED)
     if not isinstance(instances, list):
         raise unprocessable(Violation(None, None, "shape", "expected a list of rows as instances", instances))
-    # One row too many is enough for the reader to refuse them all.
-    return _read(reader, [unwrapped(instance) for instance in instances[: MAX_ROWS + 1]])
+    return _read(reader, instances)
 
 
 def _read(reader: RowReader, instances: list[Any]) -> ReadRows:
     try:
-        return reader.read(instances)
+        check_row_count(len(instances))  # before a million of them are looked at
+        return reader.read([unwrapped(instance) for instance in instances])
     except InvalidRowsError as error:
         raise unprocessable(*error.violations) from error
 

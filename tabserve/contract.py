@@ -52,13 +52,22 @@ class Feature(BaseModel):
     hard_maximum: float | None = None
     """Bounds that a rule states; a value beyond them is refused."""
     personal: bool = False
-    """Says who somebody is: hashed or dropped before it is logged."""
+    """Says who somebody is: no value of it stands in examples, samples or cards, and no range in the contract."""
 
     minimum: float | None = None
     maximum: float | None = None
     """The range of the training rows; a value beyond it is answered, with a warning. None for a category or boolean."""
     quantiles: tuple[float, ...] = ()
     """The nine deciles of the training rows, 0.1 to 0.9; the fixed bins of the drift statistics."""
+
+    def clip(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The values of a number or integer, each moved to the nearest one that a caller may send; NaN stays."""
+        largest = LARGEST_EXACT_INTEGER if self.kind == "integer" else LARGEST_NUMBER
+        low = max(-largest, -math.inf if self.hard_minimum is None else self.hard_minimum)
+        high = min(largest, math.inf if self.hard_maximum is None else self.hard_maximum)
+        if self.kind == "integer":
+            return np.clip(np.floor(values), math.ceil(low), math.floor(high))
+        return np.clip(values, low, high)
 
 
 class Contract(BaseModel):

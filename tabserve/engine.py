@@ -24,6 +24,10 @@ ONNX_FILE = "estimator.onnx"
 PIPELINE_FILE = "pipeline.pkl"
 
 
+LARGEST_DIFFERENCE = 1e-6
+"""By which two engines may differ: of a probability; of a value, relative to the larger of 1 and the value."""
+
+
 class Engine(Protocol):
     """What answers rows; `name` is the library that does it."""
 
@@ -34,7 +38,7 @@ class Engine(Protocol):
 
 
 class Parity(BaseModel):
-    """What comparing the compiled model with scikit-learn on every training and test row found."""
+    """What comparing the compiled model with scikit-learn found: on the rows of the table, and on probes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -124,6 +128,6 @@ def load_pipeline(directory: Path) -> Any:
     import cloudpickle
 
     with warnings.catch_warnings():
-        # A version that differs was refused before this point, by the manifest's check, in a clearer sentence.
+        # A version that differs was refused before this point, in a clearer sentence.
         warnings.simplefilter("ignore", category=UserWarning)
         return cloudpickle.loads((directory / PIPELINE_FILE).read_bytes())

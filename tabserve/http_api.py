@@ -45,6 +45,7 @@ BENTOML_PATHS = frozenset({BENTOML_API, "/livez", "/healthz", "/readyz", "/docs.
 BENTOML_FILES = "/static_content/"
 
 RETRY_AFTER_SECONDS = 1
+UNANSWERED = 500  # what a caller gets where BentoML's app raises
 
 # Up to here the event loop reads a body and writes an answer itself: handing it to a thread takes about as long.
 INLINE_BYTES = 8192
@@ -112,11 +113,13 @@ class FrontDoor:
             await self._app(scope, receive, send)
             return
         if answer is None:
-            answer = await _passed_on(self._app, scope, receive, send)
+            answer, error = await _passed_on(self._app, scope, receive, send)
         else:
             await _send(send, answer, with_body=scope["method"] != "HEAD")
-        label = path if route is not None or passed_on else "other"
+        label = path if route is not None or path == BENTOML_API else "other"
         self._record(label, scope["method"], answer, error, time.perf_counter() - started)
+        if error is not None and answer.status == UNANSWERED:
+            raise error
 
     async def _answer(
         self, route: tuple[str, Handler] | None, scope: Scope, receive: Receive, started: float
@@ -370,9 +373,9 @@ def _page(page: documentation.Page) -> Handler:
     return handler
 
 
-async def _passed_on(app: App, scope: Scope, receive: Receive, send: Send) -> Answer:
-    """What BentoML's app answered, without its body: for the metrics and the log."""
-    status = 500  # what it is where the app raises before it answers
+async def _passed_on(app: App, scope: Scope, receive: Receive, send: Send) -> tuple[Answer, Exception | None]:
+    """What BentoML's app answered, without its body, or what it raised: for the metrics and the log."""
+    status = UNANSWERED
 
     async def send_and_see(message: MutableMapping[str, Any]) -> None:
         nonlocal status
@@ -380,8 +383,11 @@ async def _passed_on(app: App, scope: Scope, receive: Receive, send: Send) -> An
             status = message["status"]
         await send(message)
 
-    await app(scope, receive, send_and_see)
-    return Answer(status, b"")
+    try:
+        await app(scope, receive, send_and_see)
+    except Exception as error:  # noqa: BLE001  # raised again when it is recorded
+        return Answer(status, b""), error
+    return Answer(status, b""), None
 
 
 async def _send(send: Send, answer: Answer, *, with_body: bool) -> None:

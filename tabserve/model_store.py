@@ -24,9 +24,10 @@ from typing import Any
 import bentoml
 from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml._internal.models.model import ModelStore
+from pydantic import ValidationError
 
 from tabserve.contract import Contract
-from tabserve.engine import Engine, load_engine
+from tabserve.engine import COMPILED_FILE, Compiled, Engine, load_engine
 
 CONTRACT_FILE = "contract.json"
 EXAMPLES_FILE = "examples.json"
@@ -36,6 +37,7 @@ REFERENCE_FILE = "reference.json"
 REFERENCE_SAMPLE_FILE = "reference.parquet"
 CARD_FILE = "MODEL_CARD.md"
 
+FORMAT = 1  # of the files of a model; raised when an older tabserve could not read them, or this one not the older
 ARTIFACT_DIGITS = 6  # of the artifact's SHA-256 that stand in the version
 _VERSION = re.compile(rf"(\d+)\.(\d+)\.(\d+)-[0-9a-f]{{{ARTIFACT_DIGITS}}}")
 
@@ -109,7 +111,10 @@ def find(wanted: str | None) -> StoredModel:
     if matching:
         return matching[-1]
     if not known:
-        raise ModelRefusedError(f"the model store in {home()} holds no model: run `python train.py` first")
+        raise ModelRefusedError(
+            f"the model store in {home()} holds no model: run `make train` first, "
+            "or .venv/bin/python train.py with a table of your own"
+        )
     tags = ", ".join(model.tag for model in known)
     raise ModelRefusedError(f"the model store in {home()} has no model {wanted}: it holds {tags}")
 
@@ -163,6 +168,11 @@ def verify(model: StoredModel) -> None:
     again = f"restore or delete {model.directory}, choose another one with TABSERVE_MODEL, or train again"
     _verify_files(model, again)
     metadata = read_metadata(model)
+    if metadata.get("format") != FORMAT:
+        raise ModelRefusedError(
+            f"the model {model.tag} is of format {metadata.get('format')}, this tabserve reads format {FORMAT}: "
+            "train again, or serve it with the version that saved it"
+        )
     for what, made_with, here in (
         ("Python", metadata["environment"]["python"], _python_minor()),
         ("scikit-learn", metadata["environment"]["scikit-learn"], version("scikit-learn")),
@@ -177,7 +187,13 @@ def verify(model: StoredModel) -> None:
         raise ModelRefusedError(
             f"the model {model.tag} needs packages that are not installed here: {', '.join(absent)}"
         )
-    contract = Contract.load(model.directory / CONTRACT_FILE)
+    try:
+        contract = Contract.load(model.directory / CONTRACT_FILE)
+        Compiled.load(model.directory / COMPILED_FILE)
+    except ValidationError as error:
+        raise ModelRefusedError(
+            f"the model {model.tag} is not as this version of tabserve reads it: {again}"
+        ) from error
     if contract.hash != metadata["contract_hash"]:
         raise ModelRefusedError(
             f"the model {model.tag} was trained for the contract {metadata['contract_hash'][:12]}, "

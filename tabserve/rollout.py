@@ -11,6 +11,7 @@ import yaml
 
 from tabserve import model_store
 from tabserve.contract import MAX_ROWS
+from tabserve.engine import LARGEST_DIFFERENCE
 from tabserve.model_store import LoadedModel, ModelRefusedError, StoredModel
 from tabserve.settings import Settings
 from tabserve.validation import RowReader
@@ -19,7 +20,6 @@ logger = logging.getLogger(__name__)
 
 ROLLOUT_FILE = "rollout.yaml"
 WARM_UP_ROWS = (1, 8, 64, MAX_ROWS)  # the batcher's first idea of what a batch costs
-LARGEST_DIFFERENCE = 1e-6  # between what a model says here and what it said where it was trained
 
 
 class NotReadyError(Exception):

@@ -1,4 +1,4 @@
-"""Everything that the environment may set, read once when the service starts. README.md has the same table."""
+"""Everything that the environment may set, read when the service starts. README.md has the same table."""
 
 import os
 import re

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 METRICS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-# Seconds. Fine where a batch of trees answers, and an edge at 0.5, where the alert is: no interpolation there.
+# Seconds. Fine where a batch of trees answers, and an edge at 0.5, where people put alerts: no interpolation there.
 DURATION_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
@@ -116,6 +116,7 @@ class JsonFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
+            "process": record.process,
             "message": record.getMessage(),
             **getattr(record, "fields", {}),
         }

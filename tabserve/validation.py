@@ -109,9 +109,7 @@ class RowReader:
         Raises:
             InvalidRowsError: naming row, feature and rule for every fault.
         """
-        if not 1 <= len(instances) <= MAX_ROWS:
-            expected = f"expected 1 to {MAX_ROWS} rows, send larger sets in several requests"
-            raise InvalidRowsError([Violation(None, None, "row_count", expected, len(instances))])
+        check_row_count(len(instances))
         values = np.empty((len(instances), len(self.contract.features)))
         violations: list[Violation] = []
         for row, instance in enumerate(instances):
@@ -186,6 +184,17 @@ class RowReader:
             violation = Violation(int(row), feature.name, "range", expected, float(values[row, position]))
             warnings.setdefault(int(row), []).append(violation)
         return warnings
+
+
+def check_row_count(n_rows: int) -> None:
+    """Whether a request may have so many rows.
+
+    Raises:
+        InvalidRowsError: where it may not.
+    """
+    if not 1 <= n_rows <= MAX_ROWS:
+        expected = f"expected 1 to {MAX_ROWS} rows, send larger sets in several requests"
+        raise InvalidRowsError([Violation(None, None, "row_count", expected, n_rows)])
 
 
 def _code_number(row: int, feature: Feature, value: Any) -> float | Violation:

@@ -1,13 +1,14 @@
 """What tests share: models trained for real, and services started for real."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,6 +136,19 @@ def start_service(home: Path, log: Path, target: str = ".", cwd: Path = ROOT, **
             command, cwd=cwd, env=environment(home, **settings), stdout=out, stderr=out, start_new_session=True
         )
     return Service(f"http://127.0.0.1:{port}", process, log)
+
+
+def wait_for(condition: Callable[[], object], limit_seconds: float = 30) -> None:
+    """Waits until a condition holds; what a service writes after its answer comes a moment later."""
+    deadline = time.monotonic() + limit_seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {limit_seconds} s"
+        time.sleep(0.02)
+
+
+def lines_of(service: Service) -> list[dict]:
+    """The JSON lines of a service's log."""
+    return [json.loads(line) for line in service.log.splitlines() if line.startswith("{") and line.endswith("}")]
 
 
 def wait_until_ready(service: Service, limit_seconds: float = 60) -> None:

@@ -19,7 +19,7 @@ from sklearn.preprocessing import (
 )
 from tables import customers
 
-from tabserve.contract import Contract, Rows
+from tabserve.contract import LARGEST_NUMBER, Contract, Rows
 from tabserve.engine import OnnxEngine, SklearnEngine, load_pipeline
 from tabserve.training.columns import Rule
 from tabserve.training.compilation import compare, compile_model, probe_rows
@@ -222,6 +222,18 @@ def test_missing_values_that_are_allowed_and_not_in_the_table_are_probed() -> No
     assert "does not agree" in compiled.compiled.parity.reason
 
 
+def test_probes_keep_to_the_bounds_of_the_contract() -> None:
+    frame = pd.DataFrame(
+        {"huge": np.linspace(-2e38, 2e38, 100), "n": np.arange(100), "y": [0, 1] * 50}
+    ).convert_dtypes()
+    table = prepare(frame, Columns("y"), Source("t", "made", "0"), rules={"n": Rule(min=-0.5, max=120)})
+
+    probes = probe_rows(table.contract, table.rows)
+
+    assert np.abs(probes[:, 0]).max() <= LARGEST_NUMBER
+    assert set(probes[:, 1]) <= set(range(121))
+
+
 @pytest.mark.parametrize("n_trees", [30, 100])
 def test_the_votes_of_a_forest_are_probabilities(n_trees: int) -> None:
     """Thirty times a thirtieth is more than one in float32."""
@@ -264,7 +276,7 @@ def test_engines_that_differ_by_more_than_a_millionth_or_in_a_label_do_not_agree
     assert compare(np.array([1.0]), np.array([np.nan]), n_table=1).engine == "scikit-learn"
 
 
-def test_the_engine_of_onnx_uses_one_thread_and_refuses_nothing_that_is_a_row(models: TrainedModels) -> None:
+def test_the_engine_of_onnx_uses_one_thread(models: TrainedModels) -> None:
     model = models.load(BUILT_IN)
 
     assert isinstance(model.engine, OnnxEngine)

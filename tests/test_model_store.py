@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import pickle
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,9 +69,9 @@ def test_one_changed_byte_in_any_file_is_noticed_before_anything_is_unpickled(ho
     content = path.read_bytes()
     place = data.draw(st.integers(0, len(content) - 1), label="byte")
     changed = data.draw(st.integers(1, 255), label="change")
-    unpickled = []
+    loaded = []
     patched = pytest.MonkeyPatch()
-    patched.setattr(pickle, "loads", lambda *_: unpickled.append(1))
+    patched.setattr(model_store, "load_engine", lambda *_: loaded.append(1))
     path.write_bytes(content[:place] + bytes([content[place] ^ changed]) + content[place + 1 :])
     try:
         with pytest.raises(ModelRefusedError):
@@ -80,7 +79,7 @@ def test_one_changed_byte_in_any_file_is_noticed_before_anything_is_unpickled(ho
     finally:
         path.write_bytes(content)
         patched.undo()
-    assert not unpickled
+    assert not loaded
 
 
 @pytest.mark.parametrize("file", ["pipeline.pkl", "estimator.onnx", "contract.json", "plots/roc.png", "manifest.json"])
@@ -122,6 +121,14 @@ def test_a_contract_that_is_not_the_one_trained_for_is_refused(home: Path) -> No
     assert "was trained for the contract" in refusal(home)
 
 
+def test_a_model_of_another_format_is_refused_and_so_is_one_with_unknown_fields(home: Path) -> None:
+    rewrite(home, "compiled.json", lambda compiled: compiled.update({"new": 1}))
+    assert "is not as this version of tabserve reads it" in refusal(home)
+
+    rewrite(home, "metadata.json", lambda metadata: metadata.pop("format"))
+    assert "is of format None, this tabserve reads format 1: train again" in refusal(home)
+
+
 def test_a_model_that_answers_differently_here_is_not_put_in_service(home: Path) -> None:
     rewrite(home, "examples.json", lambda examples: examples["scores"][0].reverse())
     model = model_store.load(model_store.find(None))
@@ -143,7 +150,7 @@ def test_scikit_learn_is_refused_where_a_package_of_its_pipeline_is_not_installe
 
 
 def test_an_empty_store_says_how_to_fill_it(empty_home: Path) -> None:
-    with pytest.raises(ModelRefusedError, match="holds no model: run `python train.py` first"):
+    with pytest.raises(ModelRefusedError, match="holds no model: run `make train` first"):
         model_store.find(None)
 
 

@@ -19,11 +19,14 @@ from conftest import (
     CUSTOMERS,
     ROOT,
     SPEND,
+    Service,
     TrainedModels,
+    lines_of,
     running_service,
     start_service,
     stop,
     train,
+    wait_for,
     wait_until_ready,
 )
 from test_http import CUSTOMER, TUTORIAL_ROW
@@ -55,7 +58,7 @@ def test_without_a_model_it_does_not_start_and_says_how_to_get_one(tmp_path: Pat
 
     assert code != 0
     assert "tabserve does not start: the model store in" in said
-    assert "run `python train.py` first" in said
+    assert "run `make train` first" in said
     assert "Traceback" not in said
 
 
@@ -117,7 +120,8 @@ def test_the_champion_of_the_rollout_file_is_served(models: TrainedModels, tmp_p
 def test_every_worker_serves_the_same_model_and_metrics_add_up_over_them(models: TrainedModels, tmp_path: Path) -> None:
     config = tmp_path / "two.yaml"
     config.write_text((ROOT / "configuration.yaml").read_text().replace("workers: 1 ", "workers: 2 "))
-    with running_service(models.home, tmp_path / "log", BENTOML_CONFIG=str(config)) as service:
+    settings = {"BENTOML_CONFIG": str(config), "TABSERVE_LOG_SUCCESS_SHARE": "1"}
+    with running_service(models.home, tmp_path / "log", **settings) as service:
         deadline = time.monotonic() + 60
         while service.log.count(" is in service, on onnxruntime") < 2:
             assert time.monotonic() < deadline, service.log
@@ -131,8 +135,10 @@ def test_every_worker_serves_the_same_model_and_metrics_add_up_over_them(models:
             versions = set(pool.map(ask, range(64)))
 
         assert versions == {models.tag(BUILT_IN)}
-        metrics = httpx.get(f"{service.url}/metrics").text
-        assert 'tabserve_requests_total{route="/predict",status="200"} 64.0' in metrics
+        counted = 'tabserve_requests_total{route="/predict",status="200"} 64.0'
+        wait_for(lambda: counted in httpx.get(f"{service.url}/metrics").text)
+        answered = [line for line in lines_of(service) if line.get("route") == "/predict"]
+        assert len({line["process"] for line in answered}) == 2
 
 
 def test_it_is_alive_before_it_is_ready_and_answers_503_until_then(models: TrainedModels, tmp_path: Path) -> None:
@@ -143,7 +149,7 @@ def test_it_is_alive_before_it_is_ready_and_answers_503_until_then(models: Train
     run = train(home, "--data", str(data), "--target", "y", "--estimator", "slow:make", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
 
-    service = start_service(home, tmp_path / "log")
+    service = start_service(home, tmp_path / "log", TEST_GO_ON=str(tmp_path / "go_on"))
     try:
         deadline = time.monotonic() + 60
         while True:
@@ -162,6 +168,7 @@ def test_it_is_alive_before_it_is_ready_and_answers_503_until_then(models: Train
         assert ready.headers["retry-after"] == "1"
         assert set(ready.json()) == set(predict.json()) == {"error", "detail"}
         assert (health["status"], health["model_loaded"]) == ("alive", False)
+        (tmp_path / "go_on").touch()
         wait_until_ready(service)
         assert httpx.post(f"{service.url}/predict", json={"features": [99]}).json()["label"] == 1
     finally:
@@ -169,15 +176,17 @@ def test_it_is_alive_before_it_is_ready_and_answers_503_until_then(models: Train
 
 
 SLOW_TO_LOAD = """
-import os, time
+import os, pathlib, time
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 
 class Slow(LogisticRegression):
     def __setstate__(self, state):
         super().__setstate__(state)
-        if "TABSERVE_METRICS_DIR" in os.environ:  # in a service, not in the training
-            time.sleep(5)
+        go_on = os.environ.get("TEST_GO_ON")  # set for the service, and not for the training
+        deadline = time.monotonic() + 60
+        while go_on and not pathlib.Path(go_on).exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
 
 def make():
     return Pipeline([("preprocessor", "passthrough"), ("model", Slow())])
@@ -214,6 +223,13 @@ def test_health_answers_while_the_server_is_loaded(models: TrainedModels, tmp_pa
     assert probe < sorted(batches)[len(batches) // 2] / 3
 
 
+def is_let_in(service: Service) -> bool:
+    try:
+        return httpx.get(f"{service.url}/health", timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
 def test_sigterm_lets_the_request_in_flight_finish(models: TrainedModels, tmp_path: Path) -> None:
     body = json.dumps({"features": TUTORIAL_ROW}).encode()
     head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
@@ -223,11 +239,7 @@ def test_sigterm_lets_the_request_in_flight_finish(models: TrainedModels, tmp_pa
             connection.sendall(head.encode() + body[:10])
             httpx.get(f"{service.url}/health")  # sent later and answered, so the half request has arrived
             service.process.send_signal(signal.SIGTERM)
-            while True:  # until the signal has arrived too: nobody new is let in
-                try:
-                    httpx.get(f"{service.url}/health", timeout=5)
-                except httpx.TransportError:
-                    break
+            wait_for(lambda: not is_let_in(service))  # until the signal has arrived too
             connection.sendall(body[10:])
             answer = connection.recv(65536)
         assert answer.startswith(b"HTTP/1.1 200")

@@ -175,6 +175,7 @@ def test_bad_input_is_exit_code_2_with_a_sentence_and_no_traceback(tmp_path: Pat
         ("--data t.csv --target y --name Not-A-Name", "expected at most 40 lower case letters"),
         ("--data t.csv --target y --rules none.yaml", "the rules none.yaml cannot be read"),
         ("--target plan", "the built-in table takes none"),
+        ("--data t.csv --target y --max-mae 3", "--max-mae: a binary has no such metric"),
         ("--estimator nowhere:at_all", "No module named 'nowhere'"),
         ("--estimator json", "--estimator takes module:function"),
         ("--estimator json:nothing", "module 'json' has no attribute 'nothing'"),
@@ -287,7 +288,7 @@ def test_a_pipeline_that_fails_on_rows_that_the_contract_allows_is_bad_input(tmp
 def test_personal_columns_are_in_no_example_and_no_sample(tmp_path: Path) -> None:
     home, frame = tmp_path / "home", customers(200).drop(columns=["spend", "since", "customer"])
     frame.to_csv(tmp_path / "t.csv", index=False)
-    (tmp_path / "rules.yaml").write_text("features: {income: {personal: true}, city: {personal: true}}")
+    (tmp_path / "rules.yaml").write_text("features: {income: {personal: true, min: 0.5}, city: {personal: true}}")
     arguments = ("--data", str(tmp_path / "t.csv"), "--target", "plan", "--rules", str(tmp_path / "rules.yaml"))
 
     run = train(home, *arguments)
@@ -315,6 +316,17 @@ def test_the_metadata_keeps_the_time_split(tmp_path: Path) -> None:
     directory = tmp_path / "home" / "models" / run.stdout.strip().replace(":", "/")
     assert json.loads((directory / "metadata.json").read_text())["split"] == "time"
     assert "since" not in Contract.load(directory / "contract.json").names
+
+
+def test_a_model_that_cannot_be_written_is_another_exit_code_than_one_that_is_not_good_enough(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / "models").mkdir(parents=True)
+    (home / "models" / "t").write_text("a file where the folder of the model's versions should be")
+
+    run = train(home, "--data", str(small_table(tmp_path / "t.csv")), "--target", "y")
+
+    assert run.returncode == 3
+    assert run.stderr.splitlines()[-1].startswith("nothing was saved: ")
 
 
 def test_a_training_that_is_killed_leaves_a_store_that_works(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_rows_are_coded_so_that_decoding_gives_the_values_back() -> None:
             r'column "c": expected finite numbers of at most 3.4e\+38, got 1 other values, such as inf',
         ),
         (lambda f: f.assign(c=[1] * 99 + [2**53 + 1]), 'column "c": expected whole numbers of at most 2\\^53'),
-        (lambda f: f.assign(c=pd.Series([1, "x"] * 50, dtype=object)), 'column "c" mixes'),
+        (lambda f: f.assign(c=pd.Series([1, "x"] * 50, dtype=object)), 'column "c" holds int and str; expected'),
         (lambda f: f.head(20), "expected at least 50 rows with a target, got 20"),
         (lambda f: f.assign(y=1), 'the target "y" is constant'),
         (lambda f: f.assign(y=[0] * 95 + [1] * 5), r'each class of "y" needs at least 10 rows, got \{1: 5\}'),

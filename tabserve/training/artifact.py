@@ -23,6 +23,7 @@ from tabserve.training.compilation import CompiledModel
 from tabserve.training.evaluation import Split
 from tabserve.training.model_card import write_card, write_plots
 from tabserve.training.table import Table
+from tabserve.validation import RowReader
 
 REFERENCE_SAMPLE_ROWS = 5000  # enough for a report; the bins count all training rows
 EXAMPLES = 4
@@ -51,6 +52,7 @@ def save(model: TrainedModel, table: Table, name: str, modules: Sequence[ModuleT
     pickled = _pickled(model.pipeline, modules)
     fingerprint = pipeline_hash(model.pipeline, modules)
     metadata = {
+        "format": model_store.FORMAT,
         "name": name,
         **model.metadata,
         "pipeline_hash": fingerprint,
@@ -100,9 +102,12 @@ def describe(value: Any) -> Any:
         return {str(key): describe(item) for key, item in value.items()}
     if value is None or isinstance(value, bool | int | float | str):
         return value if not isinstance(value, float) or np.isfinite(value) else str(value)
-    if callable(value):
-        return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else type(value).__name__
-    return str(value)
+    if isinstance(value, np.ndarray):
+        return hashlib.sha256(value.tobytes()).hexdigest()
+    if isinstance(value, np.generic):
+        return value.item()
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def _examples(model: TrainedModel, table: Table) -> dict[str, Any]:
@@ -110,9 +115,11 @@ def _examples(model: TrainedModel, table: Table) -> dict[str, Any]:
     rows = table.rows[model.split.test[:EXAMPLES]].copy()
     for position, feature in enumerate(model.contract.features):
         if feature.personal:  # nobody's own values on a public page
-            rows[:, position] = np.floor(np.mean(feature.quantiles)) if feature.quantiles else 0.0
+            rows[:, position] = feature.clip(np.array(np.mean(feature.quantiles))) if feature.quantiles else 0.0
     scores = model.compiled.engine(model.pipeline, model.contract).predict(rows)
-    return {"instances": [model.contract.to_values(row) for row in rows], "scores": scores.tolist()}
+    instances = [model.contract.to_values(row) for row in rows]
+    RowReader(model.contract).read(instances)  # what the service will do with them before it is ready
+    return {"instances": instances, "scores": scores.tolist()}
 
 
 def _write_reference_sample(path: Path, model: TrainedModel, table: Table) -> None:

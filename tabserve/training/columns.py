@@ -59,7 +59,8 @@ def infer_feature(column: "pd.Series[Any]", rule: Rule, target: np.ndarray[Any, 
     _check_kind(present, kind)
     distinct = present.nunique()
     if distinct == 1:
-        warnings.append(f'column "{name}" is constant ({example(present)}): it cannot help a model')
+        value = "personal" if rule.personal else example(present)
+        warnings.append(f'column "{name}" is constant ({value}): it cannot help a model')
     if distinct == len(column) and kind in ("category", "integer"):
         advice = f"if it names rows, leave it out with --id-columns {name}"
         if kind == "category":
@@ -120,7 +121,7 @@ def _infer_kind(present: "pd.Series[Any]") -> Kind:
         )
     if not all(isinstance(value, str) for value in present):
         kinds = sorted({type(value).__name__ for value in present})
-        raise BadTableError(f'column "{name}" mixes {kinds}; expected numbers, texts or booleans')
+        raise BadTableError(f'column "{name}" holds {" and ".join(kinds)}; expected numbers, texts or booleans')
     numbers = pd.to_numeric(present, errors="coerce")
     if numbers.notna().mean() >= FEWEST_NUMBERS_OF_A_NUMBER:
         strays = sorted(set(present[numbers.isna()]))[:5]

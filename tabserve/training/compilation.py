@@ -24,12 +24,11 @@ from sklearn.pipeline import Pipeline
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from tabserve.contract import Contract, Feature, Rows
-from tabserve.engine import Compiled, Engine, OnnxEngine, Parity, Scores, SklearnEngine
+from tabserve.engine import LARGEST_DIFFERENCE, Compiled, Engine, OnnxEngine, Parity, Scores, SklearnEngine
 from tabserve.preprocessing import Block, Preprocessing, Step
 from tabserve.training.array_steps import NotCompilableError, Part, compile_preprocessing
 from tabserve.training.columns import BadTableError
 
-LARGEST_DIFFERENCE = 1e-6  # of a probability; of a regression's value, relative to the larger of 1 and the value
 PROBES = 2000  # rows beside those of the table on which both have to agree
 RANGES_BEYOND = 3  # how far outside of the range of the table probes go, in ranges
 
@@ -150,8 +149,7 @@ def _probes(feature: Feature, column: np.ndarray[Any, Any], random: np.random.Ge
             random.uniform(low - beyond, high + beyond, PROBES),
         ]
         probes = np.choose(random.integers(0, 3, PROBES), choices)
-        probes = np.round(probes) if feature.kind == "integer" else probes
-        probes = np.clip(probes, feature.hard_minimum, feature.hard_maximum)
+        probes = feature.clip(probes)
     if feature.may_be_missing:
         probes[random.random(PROBES) < 0.2] = np.nan
     return probes

@@ -198,6 +198,18 @@ class Gates:
     max_mae: float | None = None
     max_latency_ms: float | None = 200.0
 
+    def check(self, contract: Contract) -> None:
+        """Whether the model will have what the gates ask for.
+
+        Raises:
+            BadTableError: for a gate of another task.
+        """
+        of_classes = {"--min-accuracy": self.min_accuracy, "--min-roc-auc": self.min_roc_auc}
+        foreign = of_classes if contract.task == "regression" else {"--max-mae": self.max_mae}
+        given = [gate for gate, limit in foreign.items() if limit is not None]
+        if given:
+            raise BadTableError(f"{' and '.join(given)}: a {contract.task} has no such metric")
+
     def failures(self, contract: Contract, test: Metrics, baseline: Metrics, latency: Mapping[str, float]) -> list[str]:
         """A sentence for each gate that is not passed, with what was measured and by how much it misses."""
         # The loss that rewards honest probabilities: at 99 % of one class no model beats the accuracy of guessing.

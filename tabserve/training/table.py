@@ -93,7 +93,7 @@ def read_table(path: Path, columns: Columns, *, task: Task | None = None, rules:
         frame = readers[path.suffix.lower()](content)
     except OSError as error:
         raise BadTableError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, pd.errors.ParserWarning) as error:
+    except (ValueError, csv.Error, pd.errors.ParserWarning) as error:
         raise BadTableError(f"{path} is no readable {path.suffix[1:]} file: {str(error).splitlines()[0]}") from error
     source = Source(_model_name(path.stem), path.name, hashlib.sha256(content).hexdigest())
     return prepare(frame, columns, source, task=task, rules=rules)
@@ -103,6 +103,8 @@ def _read_csv(content: bytes) -> pd.DataFrame:
     header = next(csv.reader(io.StringIO(content.decode("utf-8-sig"))), [])
     if len(set(header)) != len(header):  # pandas would rename them
         raise ValueError(f"the header has a column twice: {header}")
+    if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
+        raise ValueError("its columns seem to be separated by semicolons or tabs, expected commas")
 
     def read(missing: dict[str, list[str]]) -> pd.DataFrame:
         # Nullable types tell a column of whole numbers with gaps from one of fractions; the default ones do not.
