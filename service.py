@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import Annotated, Any
 
 from tabserve import model_store
+from tabserve.answers import outcomes
 from tabserve.bodies import unwrapped
 from tabserve.contract import MAX_ROWS, Rows
-from tabserve.engine import Scores
 from tabserve.http_api import App, FrontDoor
 from tabserve.model_store import ModelRefusedError, StoredModel
 from tabserve.rollout import NotReadyError, Rollout, ServedModel, choose_model
@@ -148,7 +148,7 @@ class Tabserve:
             return []
         model = rollout.champion()
         try:
-            return [to_prediction(model, score) for score in model.loaded.engine.predict(stacked(rows))]
+            return predictions_of(model, rows)
         except Exception:  # whatever it was, the other rows of the batch deserve an answer
             logger.exception("a batch of BentoML's API failed, its rows are answered one by one")
             return [predict_alone(model, row) for row in rows]
@@ -180,24 +180,16 @@ def quiet_collector() -> None:
     gc.set_threshold(50_000, 20, 50)
 
 
-def stacked(rows: list[Row]) -> Rows:
-    return np.stack([row.values for row in rows])
-
-
-def to_prediction(model: ServedModel, score: Scores) -> Prediction:
-    """One row of scores as an answer."""
-    contract = model.loaded.contract
-    prediction = Prediction(prediction_id=str(uuid7()), model_version=model.tag)
-    if contract.task == "regression":
-        prediction.value = float(score)
-    else:
-        prediction.label = contract.classes[int(score.argmax())]
-        prediction.probabilities = dict(zip(contract.probability_keys, score.tolist(), strict=True))
-    return prediction
+def predictions_of(model: ServedModel, rows: list[Row]) -> list[Prediction]:
+    scores = model.loaded.engine.predict(np.stack([row.values for row in rows]))
+    return [
+        Prediction(prediction_id=str(uuid7()), model_version=model.tag, **outcome)
+        for outcome in outcomes(model.loaded.contract, scores)
+    ]
 
 
 def predict_alone(model: ServedModel, row: Row) -> Prediction:
     try:
-        return to_prediction(model, model.loaded.engine.predict(stacked([row]))[0])
+        return predictions_of(model, [row])[0]
     except Exception as error:  # noqa: BLE001  # it is in the log already, and here in the answer
         return Prediction(prediction_id=str(uuid7()), model_version=model.tag, error=type(error).__name__)

@@ -3,9 +3,12 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
+from tabserve.contract import Contract
+from tabserve.engine import Scores
 from tabserve.validation import InvalidRowsError, Violation
 
 
@@ -43,6 +46,19 @@ class HttpError(Exception):
 
 def json_answer(content: object) -> Answer:
     return Answer(200, msgspec.json.encode(content))
+
+
+def outcomes(contract: Contract, scores: Scores) -> list[dict[str, Any]]:
+    """What each row of scores says: label and probabilities, or the value of a regression."""
+    if contract.task == "regression":
+        return [{"value": value} for value in scores.tolist()]
+    return [
+        {
+            "label": contract.classes[label],
+            "probabilities": dict(zip(contract.probability_keys, of_row, strict=True)),
+        }
+        for label, of_row in zip(scores.argmax(axis=1).tolist(), scores.tolist(), strict=True)
+    ]
 
 
 def unprocessable(*violations: Violation) -> HttpError:

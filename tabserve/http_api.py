@@ -21,7 +21,7 @@ import msgspec
 from uuid_utils import uuid7
 
 from tabserve import documentation
-from tabserve.answers import Answer, HttpError, json_answer, quoted
+from tabserve.answers import Answer, HttpError, json_answer, outcomes, quoted
 from tabserve.batcher import Batcher, DeadlineExceededError, RefusedError
 from tabserve.bodies import read_many, read_one
 from tabserve.contract import MAX_ROWS
@@ -214,7 +214,10 @@ class FrontDoor:
     def _predictions(self, model: ServedModel, rows: ReadRows, scores: Scores) -> list[dict[str, Any]]:
         """One answer a row, each with an id of its own."""
         self._telemetry.predictions.labels(model.tag).inc(len(scores))
-        predictions = _described(model, scores)
+        predictions: list[dict[str, Any]]
+        predictions = [
+            {"prediction_id": str(uuid7()), **outcome} for outcome in outcomes(model.loaded.contract, scores)
+        ]
         for row, warnings in rows.warnings.items():
             predictions[row]["warnings"] = [warning.as_detail() for warning in warnings]
             for warning in warnings:
@@ -330,20 +333,6 @@ class FrontDoor:
             logger.warning("request refused by BentoML", extra={"fields": fields})
         else:
             logger.info("request", extra={"fields": fields})
-
-
-def _described(model: ServedModel, scores: Scores) -> list[dict[str, Any]]:
-    contract = model.loaded.contract
-    if contract.task == "regression":
-        return [{"prediction_id": str(uuid7()), "value": value} for value in scores.tolist()]
-    return [
-        {
-            "prediction_id": str(uuid7()),
-            "label": contract.classes[label],
-            "probabilities": dict(zip(contract.probability_keys, of_row, strict=True)),
-        }
-        for label, of_row in zip(scores.argmax(axis=1).tolist(), scores.tolist(), strict=True)
-    ]
 
 
 def _replaying(body: bytes, receive: Receive) -> Receive:
