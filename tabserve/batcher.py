@@ -141,7 +141,7 @@ class Batcher:
         observer: Observer,
         *,
         max_rows: int = 512,
-        max_queued_rows: int = 4096,
+        max_queued_rows: int = 65536,
         budget_seconds: float = 0.05,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:

@@ -37,7 +37,7 @@ SETTINGS = {
         "How long a prediction may take, in milliseconds; one that would be too late is refused at once (503).",
     ),
     "max_queued_rows": Setting(
-        "TABSERVE_MAX_QUEUED_ROWS", "4096", "How many rows may wait for the model; more are refused at once (503)."
+        "TABSERVE_MAX_QUEUED_ROWS", "65536", "How many rows may wait for the model; more are refused at once (503)."
     ),
     "batch_budget_ms": Setting(
         "TABSERVE_BATCH_BUDGET_MS",
@@ -65,7 +65,7 @@ class Settings:
     strict_ranges: bool = False
     max_body_bytes: int = 1048576
     request_timeout_ms: int = 5000
-    max_queued_rows: int = 4096
+    max_queued_rows: int = 65536
     batch_budget_ms: int = 50
     log_success_share: float = 0.01
     log_level: str = "INFO"

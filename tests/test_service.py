@@ -214,6 +214,7 @@ def test_health_answers_while_the_server_is_loaded(models: TrainedModels, tmp_pa
             health.append(time.perf_counter() - started)
             time.sleep(0.01)
         batches = json.loads(load.communicate()[0])
+        assert load.returncode == 0
 
     probe = sorted(health)[len(health) // 2]
     assert len(batches) > 32
