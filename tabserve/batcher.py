@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from tabserve.contract import Rows
+from tabserve.contract import MAX_ROWS, Rows
 from tabserve.engine import Scores
 
 Predict = Callable[[Rows], Scores]
@@ -40,6 +40,10 @@ class RefusedError(Exception):
 
 class DeadlineExceededError(Exception):
     """A request whose time passed while it waited: slower batches than foreseen went before it."""
+
+
+class CallerGoneError(Exception):
+    """A request that nobody waits for any more; it cost no batch."""
 
 
 class Observer(Protocol):
@@ -140,7 +144,7 @@ class Batcher:
         executor: Executor,
         observer: Observer,
         *,
-        max_rows: int = 512,
+        max_rows: int = MAX_ROWS,
         max_queued_rows: int = 65536,
         budget_seconds: float = 0.05,
         clock: Callable[[], float] = time.perf_counter,
@@ -184,6 +188,7 @@ class Batcher:
         Raises:
             RefusedError: at once, where the queue is full or the time would not suffice.
             DeadlineExceededError: where the time passed in the queue.
+            CallerGoneError: where `is_wanted` said no.
             Exception: whatever the engine raised for these rows; other requests of the same batch are not concerned.
         """
         now = self._clock()
@@ -269,7 +274,7 @@ class Batcher:
             error = DeadlineExceededError(f"no answer within {job.deadline - job.enqueued:.3f} s")
             self._observer.refused("deadline", len(job.rows) - job.n_taken)
         elif job.is_wanted is not None and not job.is_wanted():
-            job.future.cancel()
+            error = CallerGoneError("the caller has gone")
             self._observer.refused("client_gone", len(job.rows) - job.n_taken)
         if error is not None and not job.future.done():
             job.future.set_exception(error)

@@ -22,7 +22,7 @@ from uuid_utils import uuid7
 
 from tabserve import documentation
 from tabserve.answers import Answer, HttpError, json_answer, outcomes, quoted
-from tabserve.batcher import Batcher, DeadlineExceededError, RefusedError
+from tabserve.batcher import Batcher, CallerGoneError, DeadlineExceededError, RefusedError
 from tabserve.bodies import read_many, read_one
 from tabserve.contract import MAX_ROWS
 from tabserve.engine import Scores
@@ -45,7 +45,6 @@ BENTOML_PATHS = frozenset({BENTOML_API, "/livez", "/healthz", "/readyz", "/docs.
 BENTOML_FILES = "/static_content/"
 
 RETRY_AFTER_SECONDS = 1
-UNANSWERED = 500  # what a caller gets where BentoML's app raises
 
 # Up to here the event loop reads a body and writes an answer itself: handing it to a thread takes about as long.
 INLINE_BYTES = 8192
@@ -109,17 +108,17 @@ class FrontDoor:
             return
         except Exception as fault:  # noqa: BLE001  # a caller gets a sentence, the log gets the traceback
             error, answer = fault, HttpError(500, "The service failed to answer; its log says why.").answer()
-        if answer is None and path != BENTOML_API:
-            await self._app(scope, receive, send)
-            return
-        if answer is None:
-            answer, error = await _passed_on(self._app, scope, receive, send)
-        else:
-            await _send(send, answer, with_body=scope["method"] != "HEAD")
         label = path if route is not None or path == BENTOML_API else "other"
-        self._record(label, scope["method"], answer, error, time.perf_counter() - started)
-        if error is not None and answer.status == UNANSWERED:
-            raise error
+        if answer is not None:
+            await _send(send, answer, with_body=scope["method"] != "HEAD")
+            self._record(label, scope["method"], answer, error, time.perf_counter() - started)
+        elif path != BENTOML_API:
+            await self._app(scope, receive, send)
+        else:
+            answer, error = await _passed_on(self._app, scope, receive, send)
+            self._record(label, scope["method"], answer, error, time.perf_counter() - started)
+            if error is not None:
+                raise error
 
     async def _answer(
         self, route: tuple[str, Handler] | None, scope: Scope, receive: Receive, started: float
@@ -192,6 +191,8 @@ class FrontDoor:
         except RefusedError as error:
             headers = {"retry-after": str(math.ceil(error.retry_after))}
             raise HttpError(503, f"The service is overloaded: {error}.", headers=headers) from error
+        except CallerGoneError as error:
+            raise ClientGoneError from error
         except DeadlineExceededError as error:
             raise HttpError(504, f"The service is overloaded: {error}; try again later.") from error
 
@@ -364,7 +365,7 @@ def _page(page: documentation.Page) -> Handler:
 
 async def _passed_on(app: App, scope: Scope, receive: Receive, send: Send) -> tuple[Answer, Exception | None]:
     """What BentoML's app answered, without its body, or what it raised: for the metrics and the log."""
-    status = UNANSWERED
+    status = 500  # what a caller gets where the app raises before it answers
 
     async def send_and_see(message: MutableMapping[str, Any]) -> None:
         nonlocal status

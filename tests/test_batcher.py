@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tabserve import batcher as batcher_module
-from tabserve.batcher import Batcher, DeadlineExceededError, RefusedError, ServiceTime
+from tabserve.batcher import Batcher, CallerGoneError, DeadlineExceededError, RefusedError, ServiceTime
 
 
 class Seen:
@@ -207,7 +207,7 @@ def test_a_request_whose_caller_has_gone_costs_no_batch(thread) -> None:
 
     found = run(ask())
 
-    assert [isinstance(answer, asyncio.CancelledError) for answer in found] == [False, True] * 3
+    assert [isinstance(answer, CallerGoneError) for answer in found] == [False, True] * 3
     assert seen.batches == [3]
     assert seen.refusals == ["client_gone"] * 3
 
