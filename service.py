@@ -15,8 +15,9 @@ from tabserve import model_store
 from tabserve.answers import outcomes
 from tabserve.bodies import unwrapped
 from tabserve.contract import MAX_ROWS, Rows
-from tabserve.http_api import App, FrontDoor
+from tabserve.http_api import App, FrontDoor, Receive, Scope, Send
 from tabserve.model_store import ModelRefusedError, StoredModel
+from tabserve.prediction_log import NoPredictionLog
 from tabserve.rollout import NotReadyError, Rollout, ServedModel, choose_model
 from tabserve.settings import BadSettingError, Settings
 from tabserve.telemetry import Telemetry, configure_logging, share_metrics
@@ -98,9 +99,27 @@ def model_of_bento() -> str | None:
     return str(service.bento.info.all_models[0].tag) if service.bento else None
 
 
-def front_door(app: App) -> FrontDoor:
-    """Wraps BentoML's app, when a worker builds it."""
-    return FrontDoor(app, rollout=rollout, settings=Settings.from_environment(), telemetry=Telemetry())
+class InFront:
+    """Puts the front door before BentoML's own middlewares, when a worker starts.
+
+    BentoML lets a service add middlewares only behind its own, which cost as much as everything that we do for a
+    prediction, and arm a timer for each request that lives for `traffic.timeout` (docs/decisions.md has the numbers).
+    """
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":  # what Starlette is told once, before any request
+            starlette = scope["app"]
+            starlette.middleware_stack = FrontDoor(
+                starlette.middleware_stack,
+                rollout=rollout,
+                settings=Settings.from_environment(),
+                telemetry=Telemetry(),
+                prediction_log=NoPredictionLog(),
+            )
+        await self._app(scope, receive, send)
 
 
 @bentoml.service(
@@ -154,7 +173,7 @@ class Tabserve:
             return [predict_alone(model, row) for row in rows]
 
 
-Tabserve.add_asgi_middleware(front_door)  # type: ignore[attr-defined]
+Tabserve.add_asgi_middleware(InFront)  # type: ignore[attr-defined]
 
 
 def load() -> None:

@@ -2,26 +2,26 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import msgspec
 
 from tabserve.contract import Contract
 from tabserve.engine import Scores
+from tabserve.prediction_log import Predictions
 from tabserve.validation import InvalidRowsError, Violation
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What goes back: a status, a body that is encoded already, and headers beside its type and length."""
 
     status: int
     body: bytes
     content_type: str = "application/json"
-    headers: Mapping[str, str] = field(default_factory=dict)
-    prediction_ids: tuple[str, ...] = ()
-    model_version: str | None = None
+    headers: Mapping[str, str] = MappingProxyType({})
+    predictions: Predictions | None = None
+    """What was predicted, for the log."""
 
 
 class HttpError(Exception):
@@ -52,12 +52,11 @@ def outcomes(contract: Contract, scores: Scores) -> list[dict[str, Any]]:
     """What each row of scores says: label and probabilities, or the value of a regression."""
     if contract.task == "regression":
         return [{"value": value} for value in scores.tolist()]
+    classes, keys = contract.classes, contract.probability_keys
     return [
-        {
-            "label": contract.classes[label],
-            "probabilities": dict(zip(contract.probability_keys, of_row, strict=True)),
-        }
-        for label, of_row in zip(scores.argmax(axis=1).tolist(), scores.tolist(), strict=True)
+        # The first of the largest, as numpy's argmax, which is slower for a few numbers.
+        {"label": classes[of_row.index(max(of_row))], "probabilities": dict(zip(keys, of_row, strict=True))}
+        for of_row in scores.tolist()
     ]
 
 

@@ -1,29 +1,18 @@
-"""The body of a request to rows: quickly where it is plain numbers, and else with a closer look at each value."""
+"""The body of a request to rows: quickly where it is as usual, and else with a closer look at each value."""
 
 import json
-from typing import Any
+import math
+from typing import Annotated, Any
 
 import msgspec
+import numpy as np
 
 from tabserve.answers import HttpError, unprocessable
+from tabserve.contract import MAX_ROWS, Contract, Feature
 from tabserve.validation import InvalidRowsError, ReadRows, RowReader, Violation, check_row_count
 
 ONE_EXPECTED = 'expected {"features": [values in order]} or {"features": {name: value}}'
 MANY_EXPECTED = 'expected {"instances": [rows]}, each a list of values or an object of names and values'
-
-
-class _OneRow(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of /predict where the contract is all numbers: what needs no closer look."""
-
-    features: list[float]
-
-
-class _ManyRows(msgspec.Struct, forbid_unknown_fields=True):
-    instances: list[list[float]]
-
-
-_ONE_ROW = msgspec.json.Decoder(_OneRow)
-_MANY_ROWS = msgspec.json.Decoder(_ManyRows)
 
 
 def unwrapped(instance: Any) -> Any:
@@ -33,47 +22,83 @@ def unwrapped(instance: Any) -> Any:
     return instance
 
 
-def read_one(reader: RowReader, body: bytes) -> ReadRows:
-    """The row of `{"features": row}`.
+class BodyReader:
+    """Reads bodies under one contract: `{"features": row}` and `{"instances": [row, …]}`.
 
-    Raises:
-        HttpError: 400 for what is no JSON, 422 for what breaks the contract.
+    A body of values in contract order that are all in the range seen in training, which is the usual one, is decoded
+    and checked in one go, by decoders that are made from the contract. What they refuse gets a closer look, which
+    reads all that may be read and names what may not.
     """
-    if reader.contract.is_all_numbers:
+
+    def __init__(self, rows: RowReader) -> None:
+        self._rows = rows
+        self._one: msgspec.json.Decoder[Any] | None = None
+        self._many: msgspec.json.Decoder[Any] | None = None
+        row = _usual_row(rows.contract)
+        if row is not None:
+            several = Annotated[list[row], msgspec.Meta(min_length=1, max_length=MAX_ROWS)]  # type: ignore[valid-type]
+            self._one = _decoder_of("features", row)
+            self._many = _decoder_of("instances", several)
+
+    def one(self, body: bytes) -> ReadRows:
+        """The row of `{"features": row}`.
+
+        Raises:
+            HttpError: 400 for what is no JSON, 422 for what breaks the contract.
+        """
+        if self._one is not None:
+            try:
+                return ReadRows(np.array((self._one.decode(body).features,), dtype=np.float64))
+            except msgspec.MsgspecError:
+                pass
+        return self._look_closer([_only_key(_parse(body, ONE_EXPECTED), "features", ONE_EXPECTED)])
+
+    def many(self, body: bytes) -> ReadRows:
+        """The rows of `{"instances": [row, …]}`.
+
+        Raises:
+            HttpError: as `one`.
+        """
+        if self._many is not None:
+            try:
+                return ReadRows(np.array(self._many.decode(body).instances, dtype=np.float64))
+            except msgspec.MsgspecError:
+                pass
+        instances = _only_key(_parse(body, MANY_EXPECTED), "instances", MANY_EXPECTED)
+        if not isinstance(instances, list):
+            raise unprocessable(Violation(None, None, "shape", "expected a list of rows as instances", instances))
+        return self._look_closer(instances)
+
+    def _look_closer(self, instances: list[Any]) -> ReadRows:
         try:
-            rows = reader.read_numbers([_ONE_ROW.decode(body).features])
-        except msgspec.MsgspecError:
-            rows = None  # the closer look below says what is wrong, and reads rows that are objects
-        if rows is not None:
-            return rows
-    return _read(reader, [_only_key(_parse(body, ONE_EXPECTED), "features", ONE_EXPECTED)])
+            check_row_count(len(instances))  # before a million of them are looked at
+            return self._rows.read([unwrapped(instance) for instance in instances])
+        except InvalidRowsError as error:
+            raise unprocessable(*error.violations) from error
 
 
-def read_many(reader: RowReader, body: bytes) -> ReadRows:
-    """The rows of `{"instances": [row, …]}`.
+def _usual_row(contract: Contract) -> Any:
+    """The type of a list of values in order, in the range seen in training; None where the contract has categories.
 
-    Raises:
-        HttpError: as `read_one`.
+    It decodes to a tuple that numpy turns into the row as the contract codes it: true to 1.0, null to NaN.
     """
-    if reader.contract.is_all_numbers:
-        try:
-            rows = reader.read_numbers(_MANY_ROWS.decode(body).instances)
-        except msgspec.MsgspecError:
-            rows = None
-        if rows is not None:
-            return rows
-    instances = _only_key(_parse(body, MANY_EXPECTED), "instances", MANY_EXPECTED)
-    if not isinstance(instances, list):
-        raise unprocessable(Violation(None, None, "shape", "expected a list of rows as instances", instances))
-    return _read(reader, instances)
+    if any(feature.kind == "category" for feature in contract.features):
+        return None
+    return tuple[tuple(_usual_value(feature) for feature in contract.features)]  # type: ignore[misc]
 
 
-def _read(reader: RowReader, instances: list[Any]) -> ReadRows:
-    try:
-        check_row_count(len(instances))  # before a million of them are looked at
-        return reader.read([unwrapped(instance) for instance in instances])
-    except InvalidRowsError as error:
-        raise unprocessable(*error.violations) from error
+def _usual_value(feature: Feature) -> Any:
+    value: Any = bool
+    if feature.kind == "integer":
+        low, high = math.ceil(feature.lowest_usual), math.floor(feature.highest_usual)
+        value = Annotated[int, msgspec.Meta(ge=low, le=high)]
+    elif feature.kind == "number":
+        value = Annotated[float, msgspec.Meta(ge=feature.lowest_usual, le=feature.highest_usual)]
+    return value | None if feature.may_be_missing else value
+
+
+def _decoder_of(key: str, content: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(msgspec.defstruct("Body", [(key, content)], forbid_unknown_fields=True))
 
 
 def _parse(body: bytes, expected: str) -> Any:

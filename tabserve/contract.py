@@ -60,11 +60,26 @@ class Feature(BaseModel):
     quantiles: tuple[float, ...] = ()
     """The nine deciles of the training rows, 0.1 to 0.9; the fixed bins of the drift statistics."""
 
+    @property
+    def lowest_usual(self) -> float:
+        """The least number that is answered without a warning."""
+        lowest = [-self._largest, self.hard_minimum, self.minimum]
+        return max(bound for bound in lowest if bound is not None)
+
+    @property
+    def highest_usual(self) -> float:
+        """The greatest number that is answered without a warning."""
+        highest = [self._largest, self.hard_maximum, self.maximum]
+        return min(bound for bound in highest if bound is not None)
+
+    @property
+    def _largest(self) -> float:
+        return LARGEST_EXACT_INTEGER if self.kind == "integer" else LARGEST_NUMBER
+
     def clip(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """The values of a number or integer, each moved to the nearest one that a caller may send; NaN stays."""
-        largest = LARGEST_EXACT_INTEGER if self.kind == "integer" else LARGEST_NUMBER
-        low = max(-largest, -math.inf if self.hard_minimum is None else self.hard_minimum)
-        high = min(largest, math.inf if self.hard_maximum is None else self.hard_maximum)
+        low = max(-self._largest, -math.inf if self.hard_minimum is None else self.hard_minimum)
+        high = min(self._largest, math.inf if self.hard_maximum is None else self.hard_maximum)
         if self.kind == "integer":
             return np.clip(np.floor(values), math.ceil(low), math.floor(high))
         return np.clip(values, low, high)

@@ -98,6 +98,7 @@ def openapi(model: LoadedModel) -> Schema:
     one_as_object = {"features": dict(zip(contract.names, instances[0], strict=True))}
     refusals = {
         "400": _error("The body is not JSON."),
+        "408": _error("The body did not come in time."),
         "413": _error("The body is too large."),
         "415": _error("The body is of another media type."),
         "422": _error("The request breaks the contract; `detail` names row, feature and rule."),

@@ -23,13 +23,13 @@ from uuid_utils import uuid7
 from tabserve import documentation
 from tabserve.answers import Answer, HttpError, json_answer, outcomes, quoted
 from tabserve.batcher import Batcher, CallerGoneError, DeadlineExceededError, RefusedError
-from tabserve.bodies import read_many, read_one
 from tabserve.contract import MAX_ROWS
 from tabserve.engine import Scores
+from tabserve.prediction_log import PredictionLog, Predictions
 from tabserve.rollout import NotReadyError, Rollout, ServedModel
 from tabserve.settings import Settings
 from tabserve.telemetry import METRICS_CONTENT_TYPE, Telemetry
-from tabserve.validation import ReadRows, RowReader
+from tabserve.validation import ReadRows
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -44,6 +44,7 @@ BENTOML_API = "/bento/predict"
 BENTOML_PATHS = frozenset({BENTOML_API, "/livez", "/healthz", "/readyz", "/docs.json", "/schema.json"})
 BENTOML_FILES = "/static_content/"
 
+JSON_TYPE = b"application/json"
 RETRY_AFTER_SECONDS = 1
 
 # Up to here the event loop reads a body and writes an answer itself: handing it to a thread takes about as long.
@@ -59,18 +60,28 @@ Handler = Callable[[Scope, Receive], Awaitable[Answer]]
 
 
 class FrontDoor:
-    """An ASGI middleware around BentoML's app.
+    """The ASGI app before BentoML's.
 
     Args:
         app: BentoML's app, which answers what is its own.
         rollout: says which model answers.
     """
 
-    def __init__(self, app: App, *, rollout: Rollout, settings: Settings, telemetry: Telemetry) -> None:
+    def __init__(
+        self,
+        app: App,
+        *,
+        rollout: Rollout,
+        settings: Settings,
+        telemetry: Telemetry,
+        prediction_log: PredictionLog,
+    ) -> None:
         self._app = app
         self._rollout = rollout
         self._settings = settings
         self._telemetry = telemetry
+        self._prediction_log = prediction_log
+        self._timeout_seconds = settings.request_timeout_ms / 1000
         self._started = time.monotonic()
         # For what would hold up the event loop, which has probes to answer: long batches, long bodies, long answers.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tabserve")
@@ -91,71 +102,74 @@ class FrontDoor:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = time.perf_counter()
         path = scope["path"]
         route = self._routes.get(path)
-        passed_on = route is None and (path in BENTOML_PATHS or path.startswith(BENTOML_FILES))
-        answer: Answer | None = None
-        error: BaseException | None = None
+        if route is not None:
+            await self._respond(path, route, scope, receive, send)
+        elif path == BENTOML_API:
+            await self._guard_bentomls_api(scope, receive, send)
+        elif path in BENTOML_PATHS or path.startswith(BENTOML_FILES):
+            await self._app(scope, receive, send)
+        else:
+            await self._respond("other", ("*", self._nothing_here), scope, receive, send)
+
+    async def _respond(
+        self, label: str, route: tuple[str, Handler], scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Answers one request on our own routes, whatever comes of it, and counts it below `label`."""
+        started = scope["tabserve.started"] = time.perf_counter()
+        error: Exception | None = None
         try:
-            if path == BENTOML_API:  # BentoML would read a body of any size and kind
-                receive = _replaying(await self._read_json_body(scope, receive), receive)
-            elif not passed_on:
-                answer = await self._answer(route, scope, receive, started)
-        except HttpError as refusal:
-            error, answer = refusal, refusal.answer()
+            _check_method(route[0], scope)
+            answer = await route[1](scope, receive)
         except ClientGoneError:
             return
         except Exception as fault:  # noqa: BLE001  # a caller gets a sentence, the log gets the traceback
-            error, answer = fault, HttpError(500, "The service failed to answer; its log says why.").answer()
-        label = path if route is not None or path == BENTOML_API else "other"
-        if answer is not None:
-            await _send(send, answer, with_body=scope["method"] != "HEAD")
-            self._record(label, scope["method"], answer, error, time.perf_counter() - started)
-        elif path != BENTOML_API:
-            await self._app(scope, receive, send)
+            refusal = _as_refusal(fault)
+            error = refusal or fault
+            answer = (refusal or HttpError(500, "The service failed to answer; its log says why.")).answer()
+        await _send(send, answer, with_body=scope["method"] != "HEAD")
+        self._record(label, scope["method"], answer, error, time.perf_counter() - started)
+
+    async def _guard_bentomls_api(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes BentoML's own API on, which by itself would read a body of any size and kind."""
+        started = time.perf_counter()
+        error: Exception | None = None
+        try:
+            receive = _replaying(await self._read_json_body(scope, receive), receive)
+        except ClientGoneError:
+            return
+        except HttpError as refusal:
+            error, answer = refusal, refusal.answer()
+            await _send(send, answer, with_body=True)
         else:
             answer, error = await _passed_on(self._app, scope, receive, send)
-            self._record(label, scope["method"], answer, error, time.perf_counter() - started)
-            if error is not None:
-                raise error
+        self._record(BENTOML_API, scope["method"], answer, error, time.perf_counter() - started)
+        if error is not None and not isinstance(error, HttpError):
+            raise error
 
-    async def _answer(
-        self, route: tuple[str, Handler] | None, scope: Scope, receive: Receive, started: float
-    ) -> Answer:
-        if route is None:
-            known = ", ".join(path for path in self._routes if not path.endswith(("/", ".js")))
-            raise HttpError(404, f"There is nothing at {quoted(scope['path'])}; known are {known}.")
-        method, handler = route
-        allowed = ("GET", "HEAD") if method == "GET" else (method,)
-        if scope["method"] not in allowed:
-            message = f"{scope['path']} takes {' and '.join(allowed)}, got {scope['method']}."
-            raise HttpError(405, message, headers={"allow": ", ".join(allowed)})
-        scope["tabserve.started"] = started
-        try:
-            return await handler(scope, receive)
-        except NotReadyError as error:
-            message = f"Not ready: {error}."
-            raise HttpError(503, message, headers={"retry-after": str(RETRY_AFTER_SECONDS)}) from error
+    async def _nothing_here(self, scope: Scope, _receive: Receive) -> Answer:
+        known = ", ".join(path for path in self._routes if not path.endswith(("/", ".js")))
+        raise HttpError(404, f"There is nothing at {quoted(scope['path'])}; known are {known}.")
 
     # --- predictions
 
     async def _predict(self, scope: Scope, receive: Receive) -> Answer:
         model = self._rollout.champion()
-        rows = await self._read(read_one, model, scope, receive)
-        predictions = self._predictions(model, rows, await self._score(model, rows, receive))
+        rows = await self._read(model.bodies.one, scope, receive)
+        scores = await self._score(model, rows, receive)
+        predictions, outcome = self._predictions(model, rows, scores)
         answer = {
-            **predictions[0],
+            **outcome[0],
             "model_version": model.tag,
             "n_features_in": rows.values.shape[1],
             "latency_ms": _milliseconds_since(scope["tabserve.started"]),
         }
-        ids = (predictions[0]["prediction_id"],)
-        return Answer(200, msgspec.json.encode(answer), prediction_ids=ids, model_version=model.tag)
+        return Answer(200, msgspec.json.encode(answer), predictions=predictions)
 
     async def _predict_batch(self, scope: Scope, receive: Receive) -> Answer:
         model = self._rollout.champion()
-        rows = await self._read(read_many, model, scope, receive)
+        rows = await self._read(model.bodies.many, scope, receive)
         scores = await self._score(model, rows, receive)
         if len(scores) <= INLINE_ROWS:
             return self._batch_answer(model, rows, scores, scope["tabserve.started"])
@@ -163,30 +177,27 @@ class FrontDoor:
         return await asyncio.get_running_loop().run_in_executor(self._thread, answer)
 
     def _batch_answer(self, model: ServedModel, rows: ReadRows, scores: Scores, started: float) -> Answer:
-        predictions = self._predictions(model, rows, scores)
+        predictions, outcome = self._predictions(model, rows, scores)
         answer = {
-            "predictions": predictions,
+            "predictions": outcome,
             "model_version": model.tag,
-            "n_instances": len(predictions),
+            "n_instances": len(outcome),
             "n_features_in": rows.values.shape[1],
             "latency_ms": _milliseconds_since(started),
         }
-        ids = tuple(prediction["prediction_id"] for prediction in predictions)
-        return Answer(200, msgspec.json.encode(answer), prediction_ids=ids, model_version=model.tag)
+        return Answer(200, msgspec.json.encode(answer), predictions=predictions)
 
-    async def _read(
-        self, read: Callable[[RowReader, bytes], ReadRows], model: ServedModel, scope: Scope, receive: Receive
-    ) -> ReadRows:
+    async def _read(self, read: Callable[[bytes], ReadRows], scope: Scope, receive: Receive) -> ReadRows:
         body = await self._read_json_body(scope, receive)
         if len(body) <= INLINE_BYTES:
-            return read(model.reader, body)
-        return await asyncio.get_running_loop().run_in_executor(self._thread, read, model.reader, body)
+            return read(body)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, read, body)
 
     async def _score(self, model: ServedModel, rows: ReadRows, receive: Receive) -> Scores:
-        timeout = self._settings.request_timeout_ms / 1000
+        batcher = self._batchers.get(model) or self._batcher_of(model)
         try:
-            return await self._batcher_of(model).submit(
-                rows.values, timeout_seconds=timeout, is_wanted=_still_connected(receive)
+            return await batcher.submit(
+                rows.values, timeout_seconds=self._timeout_seconds, is_wanted=_still_connected(receive)
             )
         except RefusedError as error:
             headers = {"retry-after": str(math.ceil(error.retry_after))}
@@ -197,55 +208,49 @@ class FrontDoor:
             raise HttpError(504, f"The service is overloaded: {error}; try again later.") from error
 
     def _batcher_of(self, model: ServedModel) -> Batcher:
-        batcher = self._batchers.get(model)
-        if batcher is None:
-            batcher = Batcher(
-                model.loaded.engine.predict,
-                self._thread,
-                self._telemetry,
-                max_rows=MAX_ROWS,
-                max_queued_rows=self._settings.max_queued_rows,
-                budget_seconds=self._settings.batch_budget_ms / 1000,
-            )
-            for n_rows, seconds in model.warm_up_times:
-                batcher.service_time.observe(n_rows, seconds)
-            self._batchers[model] = batcher
+        batcher = Batcher(
+            model.loaded.engine.predict,
+            self._thread,
+            self._telemetry.of_model(model.tag),
+            max_rows=MAX_ROWS,
+            max_queued_rows=self._settings.max_queued_rows,
+            budget_seconds=self._settings.batch_budget_ms / 1000,
+            merges=self._settings.batching,
+        )
+        for n_rows, seconds in model.warm_up_times:
+            batcher.service_time.observe(n_rows, seconds)
+        self._batchers[model] = batcher
         return batcher
 
-    def _predictions(self, model: ServedModel, rows: ReadRows, scores: Scores) -> list[dict[str, Any]]:
-        """One answer a row, each with an id of its own."""
-        self._telemetry.predictions.labels(model.tag).inc(len(scores))
-        predictions: list[dict[str, Any]]
-        predictions = [
-            {"prediction_id": str(uuid7()), **outcome} for outcome in outcomes(model.loaded.contract, scores)
+    def _predictions(
+        self, model: ServedModel, rows: ReadRows, scores: Scores
+    ) -> tuple[Predictions, list[dict[str, Any]]]:
+        """What the log gets and what the caller gets: for each row an id of its own, and what its scores say."""
+        ids = [str(uuid7()) for _ in range(len(scores))]
+        outcome = [
+            {"prediction_id": of_row, **said}
+            for of_row, said in zip(ids, outcomes(model.loaded.contract, scores), strict=True)
         ]
         for row, warnings in rows.warnings.items():
-            predictions[row]["warnings"] = [warning.as_detail() for warning in warnings]
+            outcome[row]["warnings"] = [warning.as_detail() for warning in warnings]
             for warning in warnings:
-                self._telemetry.out_of_range.labels(warning.feature).inc()
-        return predictions
+                self._telemetry.value_out_of_range(warning.feature or "")
+        return Predictions(ids, rows.values, scores, model.tag), outcome
 
     async def _read_json_body(self, scope: Scope, receive: Receive) -> bytes:
-        headers = dict(scope["headers"])
-        media_type = headers.get(b"content-type", b"application/json").split(b";")[0].strip().lower()
-        if media_type != b"application/json":
-            raise HttpError(
-                415, f"Expected Content-Type: application/json, got {quoted(media_type.decode('latin-1'))}."
-            )
-        encoding = headers.get(b"content-encoding", b"identity").strip().lower()
-        if encoding != b"identity":
-            raise HttpError(415, f"Expected a body without Content-Encoding, got {quoted(encoding.decode('latin-1'))}.")
+        _check_media_type(scope)
         limit = self._settings.max_body_bytes
-        body = bytearray()
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGoneError
-            body += message.get("body", b"")
+        if _is_all_here(receive):
+            body: bytes = (await receive()).get("body", b"")
             if len(body) > limit:
-                raise HttpError(413, f"The body is larger than {limit} bytes; send fewer rows in a request.")
-            if not message.get("more_body"):
-                return bytes(body)
+                raise _too_large(limit)
+            return body
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                return await _body_in_pieces(receive, limit)
+        except TimeoutError:
+            message = f"The body did not come within {self._timeout_seconds:g} s; send it faster, or send less."
+            raise HttpError(408, message, headers={"connection": "close"}) from None
 
     # --- about the service
 
@@ -300,25 +305,25 @@ class FrontDoor:
     def _record(
         self, route: str, method: str, answer: Answer, error: BaseException | None, elapsed_seconds: float
     ) -> None:
-        self._telemetry.requests.labels(route, answer.status).inc()
-        self._telemetry.duration.labels(route).observe(elapsed_seconds)
+        self._telemetry.request_done(route, answer.status, elapsed_seconds)
+        predictions = answer.predictions
+        if predictions is not None:
+            self._prediction_log.put(predictions, elapsed_seconds)
         if isinstance(error, HttpError):
             for violation in error.violations:
-                self._telemetry.rejected.labels(violation.rule).inc()
+                self._telemetry.value_rejected(violation.rule)
         failed = answer.status >= 400
         # Probes that say "not ready" are no failures, and come every few seconds.
         if (route == "/ready" and failed) or (not failed and random.random() >= self._settings.log_success_share):  # noqa: S311
             return
-        model_version = answer.model_version
-        if model_version is None and self._rollout.is_ready:
-            model_version = self._rollout.champion().tag
+        champion = self._rollout.champion().tag if self._rollout.is_ready else None
         fields: dict[str, Any] = {
             "method": method,
             "route": route,
             "status": answer.status,
             "latency_ms": round(elapsed_seconds * 1000, 3),
-            "model_version": model_version,
-            "prediction_ids": answer.prediction_ids,
+            "model_version": predictions.model_version if predictions else champion,
+            "prediction_ids": predictions.ids if predictions else [],
         }
         if isinstance(error, HttpError):
             # A name that is not the model's is the caller's text, as a value is.
@@ -336,6 +341,51 @@ class FrontDoor:
             logger.info("request", extra={"fields": fields})
 
 
+def _check_method(expected: str, scope: Scope) -> None:
+    method = scope["method"]
+    if expected in (method, "*") or (expected == "GET" and method == "HEAD"):
+        return
+    allowed = ("GET", "HEAD") if expected == "GET" else (expected,)
+    message = f"{scope['path']} takes {' and '.join(allowed)}, got {method}."
+    raise HttpError(405, message, headers={"allow": ", ".join(allowed)})
+
+
+def _check_media_type(scope: Scope) -> None:
+    for name, value in scope["headers"]:
+        if name == b"content-type" and value != JSON_TYPE:
+            media_type = value.split(b";")[0].strip().lower()
+            if media_type != JSON_TYPE:
+                got = quoted(media_type.decode("latin-1"))
+                raise HttpError(415, f"Expected Content-Type: application/json, got {got}.")
+        elif name == b"content-encoding" and value.strip().lower() != b"identity":
+            got = quoted(value.strip().lower().decode("latin-1"))
+            raise HttpError(415, f"Expected a body without Content-Encoding, got {got}.")
+
+
+async def _body_in_pieces(receive: Receive, limit: int) -> bytes:
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        body += message.get("body", b"")
+        if len(body) > limit:
+            raise _too_large(limit)
+        if not message.get("more_body"):
+            return bytes(body)
+
+
+def _too_large(limit: int) -> HttpError:
+    return HttpError(413, f"The body is larger than {limit} bytes; send fewer rows in a request.")
+
+
+def _as_refusal(fault: Exception) -> HttpError | None:
+    """What a caller is told of a fault where it has a status of its own; None where it is the service's."""
+    if isinstance(fault, NotReadyError):
+        return HttpError(503, f"Not ready: {fault}.", headers={"retry-after": str(RETRY_AFTER_SECONDS)})
+    return fault if isinstance(fault, HttpError) else None
+
+
 def _replaying(body: bytes, receive: Receive) -> Receive:
     """What gives a body that was read already once more, and then what comes after it."""
     unread = [{"type": "http.request", "body": body, "more_body": False}]
@@ -346,8 +396,18 @@ def _replaying(body: bytes, receive: Receive) -> Receive:
     return receive_again
 
 
+# What ASGI has no word for: `receive` is a method of uvicorn's own object for a request, which knows it. Under another
+# server nothing is known, and the slower way is taken.
+
+
+def _is_all_here(receive: Receive) -> bool:
+    """Whether the whole body has come: reading it waits for nothing, and needs no time limit."""
+    cycle = getattr(receive, "__self__", None)
+    return getattr(cycle, "more_body", True) is False and getattr(cycle, "disconnected", True) is False
+
+
 def _still_connected(receive: Receive) -> Callable[[], bool] | None:
-    """Whether the caller still waits. ASGI tells only those who read on; uvicorn's own object knows it at once."""
+    """Whether the caller still waits. ASGI tells only those who read on."""
     cycle: Any = getattr(receive, "__self__", None)
     return (lambda: not cycle.disconnected) if hasattr(cycle, "disconnected") else None
 
@@ -381,10 +441,8 @@ async def _passed_on(app: App, scope: Scope, receive: Receive, send: Send) -> tu
 
 
 async def _send(send: Send, answer: Answer, *, with_body: bool) -> None:
-    headers = [
-        (b"content-type", answer.content_type.encode()),
-        (b"content-length", str(len(answer.body)).encode()),
-        *((name.encode(), value.encode()) for name, value in answer.headers.items()),
-    ]
+    headers = [(b"content-type", answer.content_type.encode()), (b"content-length", b"%d" % len(answer.body))]
+    if answer.headers:
+        headers += [(name.encode(), value.encode()) for name, value in answer.headers.items()]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body if with_body else b""})

@@ -4,12 +4,14 @@ import logging
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import yaml
 
 from tabserve import model_store
+from tabserve.bodies import BodyReader
 from tabserve.contract import MAX_ROWS
 from tabserve.engine import LARGEST_DIFFERENCE
 from tabserve.model_store import LoadedModel, ModelRefusedError, StoredModel
@@ -32,11 +34,12 @@ class ServedModel:
 
     loaded: LoadedModel
     reader: RowReader
+    bodies: BodyReader
     in_service_since: datetime
     warm_up_times: list[tuple[int, float]]
     """Rows and seconds of the batches that it was warmed up with."""
 
-    @property
+    @cached_property
     def tag(self) -> str:
         return self.loaded.tag
 
@@ -69,7 +72,7 @@ class Rollout:
         """
         reader = RowReader(model.contract, strict=settings.strict_ranges)
         times = warm_up(model)
-        self._champion = ServedModel(model, reader, datetime.now(UTC), times)
+        self._champion = ServedModel(model, reader, BodyReader(reader), datetime.now(UTC), times)
         logger.info("model %s is in service, on %s", model.tag, model.engine.name)
 
 

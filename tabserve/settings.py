@@ -39,6 +39,11 @@ SETTINGS = {
     "max_queued_rows": Setting(
         "TABSERVE_MAX_QUEUED_ROWS", "65536", "How many rows may wait for the model; more are refused at once (503)."
     ),
+    "batching": Setting(
+        "TABSERVE_BATCHING",
+        "true",
+        "Whether the rows of concurrent requests go to the model together; where not, each request goes alone.",
+    ),
     "batch_budget_ms": Setting(
         "TABSERVE_BATCH_BUDGET_MS",
         "50",
@@ -66,6 +71,7 @@ class Settings:
     max_body_bytes: int = 1048576
     request_timeout_ms: int = 5000
     max_queued_rows: int = 65536
+    batching: bool = True
     batch_budget_ms: int = 50
     log_success_share: float = 0.01
     log_level: str = "INFO"
@@ -124,6 +130,7 @@ _PARSERS = {
     "max_body_bytes": _positive_whole_number,
     "request_timeout_ms": _positive_whole_number,
     "max_queued_rows": _positive_whole_number,
+    "batching": _boolean,
     "batch_budget_ms": _positive_whole_number,
     "log_success_share": _share,
     "log_level": _level,

@@ -1,17 +1,25 @@
 """Metrics for Prometheus, and logs of one JSON object a line."""
 
+import asyncio
 import atexit
+import collections
+import functools
 import logging
 import os
 import shutil
 import tempfile
 import traceback
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+import prometheus_client.values
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.values import MultiProcessValue
 from pydantic import ValidationError
 
 METRICS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -35,18 +43,32 @@ def share_metrics() -> None:
     os.environ[_DIRECTORY] = directory
 
 
+class ManyHistogram(Histogram):
+    """A histogram that takes many observations for little more than the price of one: a write costs most of it."""
+
+    def observe_all(self, values: Sequence[float]) -> None:
+        """As `observe`, for each of the values."""
+        counts = collections.Counter(bisect_left(self._upper_bounds, value) for value in values)
+        self._sum.inc(sum(values))
+        for bucket, n_values in counts.items():
+            self._buckets[bucket].inc(n_values)
+
+
 class Telemetry:
     """The metrics of one process, or of all workers of the service where `share_metrics` gave them a folder."""
 
     def __init__(self) -> None:
         if _DIRECTORY in os.environ:
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = os.environ[_DIRECTORY]
+            # By default it asks the system for the process's id each time that it counts something.
+            process_id = os.getpid()
+            prometheus_client.values.ValueClass = MultiProcessValue(lambda: process_id)  # type: ignore[no-untyped-call]
         registry = CollectorRegistry()
         self._registry = registry
-        self.requests = Counter(
+        self._requests = Counter(
             "tabserve_requests", "Requests answered, by route and status.", ["route", "status"], registry=registry
         )
-        self.duration = Histogram(
+        self._duration = ManyHistogram(
             "tabserve_request_duration_seconds",
             "Time from the first byte of a request to its answer.",
             ["route"],
@@ -56,48 +78,66 @@ class Telemetry:
         self.predictions = Counter(
             "tabserve_predictions", "Rows answered, by model version.", ["model_version"], registry=registry
         )
-        self.rejected = Counter(
+        self._rejected = Counter(
             "tabserve_rejected_values", "Values that broke the contract, by rule.", ["rule"], registry=registry
         )
-        self.out_of_range = Counter(
+        self._out_of_range = Counter(
             "tabserve_out_of_range_values",
             "Values answered although outside of the range seen in training, by feature.",
             ["feature"],
             registry=registry,
         )
-        self._batch_rows = Histogram(
-            "tabserve_batch_rows", "Rows of a batch.", buckets=BATCH_BUCKETS, registry=registry
-        )
-        self._batch_seconds = Histogram(
+        self.batch_rows = Histogram("tabserve_batch_rows", "Rows of a batch.", buckets=BATCH_BUCKETS, registry=registry)
+        self.batch_seconds = Histogram(
             "tabserve_batch_duration_seconds", "Time of the engine.", buckets=DURATION_BUCKETS, registry=registry
         )
-        self._wait_seconds = Histogram(
-            "tabserve_queue_wait_seconds", "Time before a batch.", buckets=DURATION_BUCKETS, registry=registry
+        self.wait_seconds = Histogram(
+            "tabserve_queue_wait_seconds",
+            "Time that the request of a batch waited which waited longest.",
+            buckets=DURATION_BUCKETS,
+            registry=registry,
         )
-        self._refused_rows = Counter(
+        self.refused_rows = Counter(
             "tabserve_refused_rows", "Rows that were not answered, by reason.", ["reason"], registry=registry
         )
-        self._queued_rows = Gauge(
-            "tabserve_queued_rows", "Rows that wait for the engine.", registry=registry, multiprocess_mode="livesum"
+        self.queued_rows = Gauge(
+            "tabserve_queued_rows",
+            "Rows that were left waiting when the last batch started.",
+            registry=registry,
+            multiprocess_mode="livesum",
         )
         self.ready = Gauge(
             "tabserve_ready", "Whether the service can answer.", registry=registry, multiprocess_mode="mostrecent"
         )
 
-    # What the batcher tells.
+        self._done: defaultdict[tuple[str, int], list[float]] = defaultdict(list)
+        # The children of each combination of labels: looking one up costs more than counting.
+        self._requests_by = functools.cache(self._requests.labels)
+        self._duration_by = functools.cache(self._duration.labels)
 
-    def batch_done(self, n_rows: int, service_seconds: float) -> None:
-        self._batch_rows.observe(n_rows)
-        self._batch_seconds.observe(service_seconds)
+    # What the front door tells.
 
-    def job_started(self, wait_seconds: float) -> None:
-        self._wait_seconds.observe(wait_seconds)
+    def request_done(self, route: str, status: int, seconds: float) -> None:
+        """Counts a request. Called on the event loop, which answers many in one turn: they are written together."""
+        if not self._done:
+            asyncio.get_running_loop().call_soon(self._write_done)
+        self._done[route, status].append(seconds)
 
-    def refused(self, reason: str, n_rows: int) -> None:
-        self._refused_rows.labels(reason).inc(n_rows)
+    def _write_done(self) -> None:
+        for (route, status), seconds in self._done.items():
+            self._requests_by(route, status).inc(len(seconds))
+            self._duration_by(route).observe_all(seconds)
+        self._done.clear()
 
-    def queue_changed(self, n_rows: int) -> None:
-        self._queued_rows.set(n_rows)
+    def value_rejected(self, rule: str) -> None:
+        self._rejected.labels(rule).inc()
+
+    def value_out_of_range(self, feature: str) -> None:
+        self._out_of_range.labels(feature).inc()
+
+    def of_model(self, version: str) -> "BatchTelemetry":
+        """What the batcher of one model tells."""
+        return BatchTelemetry(self, version)
 
     def exposition(self) -> bytes:
         """All metrics of all processes, as Prometheus reads them."""
@@ -106,6 +146,35 @@ class Telemetry:
         everyone = CollectorRegistry()
         MultiProcessCollector(everyone)  # type: ignore[no-untyped-call]
         return generate_latest(everyone)
+
+
+class BatchTelemetry:
+    """The metrics of the batches of one model. A `tabserve.batcher.Observer`."""
+
+    def __init__(self, telemetry: Telemetry, model_version: str) -> None:
+        self._rows = telemetry.batch_rows
+        self._seconds = telemetry.batch_seconds
+        self._wait_seconds = telemetry.wait_seconds
+        self._queued_rows = telemetry.queued_rows
+        self._refused_rows = telemetry.refused_rows
+        self._predictions = telemetry.predictions.labels(model_version)
+        self._last_queued_rows = 0
+
+    def queue_left(self, n_rows: int) -> None:
+        if n_rows != self._last_queued_rows:
+            self._last_queued_rows = n_rows
+            self._queued_rows.set(n_rows)
+
+    def batch_started(self, longest_wait_seconds: float) -> None:
+        self._wait_seconds.observe(longest_wait_seconds)
+
+    def batch_done(self, n_rows: int, service_seconds: float) -> None:
+        self._rows.observe(n_rows)
+        self._seconds.observe(service_seconds)
+        self._predictions.inc(n_rows)
+
+    def refused(self, reason: str, n_rows: int) -> None:
+        self._refused_rows.labels(reason).inc(n_rows)
 
 
 class JsonFormatter(logging.Formatter):
@@ -135,4 +204,6 @@ def configure_logging(level: str) -> None:
     for name in ("", "bentoml", "uvicorn.error", "circus"):
         for handler in logging.getLogger(name).handlers:
             handler.setFormatter(formatter)
+    # uvicorn would put together a line for each request, and then find that nobody wants it.
+    logging.getLogger("uvicorn.access").propagate = False
     logging.getLogger("tabserve").setLevel(level)

@@ -1,15 +1,12 @@
-"""Values as a caller sends them to rows as the contract codes them; whatever breaks the contract is named.
-
-There are two readers that agree: `read` looks at each value and can say what is wrong with it; `read_numbers` checks a
-whole matrix at once and only says whether it may be used. The second is for the usual case, numbers in contract order.
-"""
+"""Values as a caller sends them to rows as the contract codes them; whatever breaks the contract is named."""
 
 import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -54,12 +51,11 @@ class InvalidRowsError(ValueError):
         super().__init__(f"{self.violations[0]}{more}")
 
 
-@dataclass(frozen=True, slots=True)
-class ReadRows:
+class ReadRows(NamedTuple):
     """Rows that keep the contract. `warnings` holds, by row, the values outside of the range seen in training."""
 
     values: Rows
-    warnings: Mapping[int, list[Violation]] = field(default_factory=dict)
+    warnings: Mapping[int, list[Violation]] = MappingProxyType({})
 
 
 class RowReader:
@@ -76,32 +72,8 @@ class RowReader:
         self._names = frozenset(contract.names)
         self._codes = [{value: float(code) for code, value in enumerate(f.categories)} for f in contract.features]
         unbounded = float("inf")
-        self._hard_low = np.array([_or(f.hard_minimum, -unbounded) for f in contract.features])
-        self._hard_high = np.array([_or(f.hard_maximum, unbounded) for f in contract.features])
         self._low = np.array([_or(f.minimum, -unbounded) for f in contract.features])
         self._high = np.array([_or(f.maximum, unbounded) for f in contract.features])
-        self._integers = np.array([i for i, f in enumerate(contract.features) if f.kind == "integer"], dtype=np.intp)
-
-    def read_numbers(self, instances: Sequence[Sequence[float]]) -> ReadRows | None:
-        """Rows of plain numbers in contract order, or None where `read` has to look closer.
-
-        Only for a contract that `is_all_numbers`, and for values that are known to be floats (not booleans).
-        """
-        width = len(self.contract.features)
-        if not 1 <= len(instances) <= MAX_ROWS or any(len(instance) != width for instance in instances):
-            return None
-        values = np.array(instances, dtype=np.float64)
-        if not (np.abs(values) <= LARGEST_NUMBER).all():  # false for NaN too
-            return None
-        if ((values < self._hard_low) | (values > self._hard_high)).any():
-            return None
-        if self._integers.size:
-            whole = values[:, self._integers]
-            if (whole != np.floor(whole)).any() or (np.abs(whole) > LARGEST_EXACT_INTEGER).any():
-                return None
-        if ((values < self._low) | (values > self._high)).any():
-            return None
-        return ReadRows(values)
 
     def read(self, instances: Sequence[Any]) -> ReadRows:
         """Rows, each a list of values in contract order or a mapping from feature name to value.

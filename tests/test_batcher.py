@@ -19,19 +19,19 @@ class Seen:
     def __init__(self) -> None:
         self.batches: list[int] = []
         self.refusals: list[str] = []
-        self.queue: list[int] = []
+        self.waits: list[float] = []
 
     def batch_done(self, n_rows: int, service_seconds: float) -> None:
         self.batches.append(n_rows)
 
-    def job_started(self, wait_seconds: float) -> None:
-        pass
+    def batch_started(self, longest_wait_seconds: float) -> None:
+        self.waits.append(longest_wait_seconds)
 
     def refused(self, reason: str, n_rows: int) -> None:
         self.refusals.append(reason)
 
-    def queue_changed(self, n_rows: int) -> None:
-        self.queue.append(n_rows)
+    def queue_left(self, n_rows: int) -> None:
+        pass
 
 
 def rows_of(first: int, n_rows: int = 1) -> np.ndarray:
@@ -151,14 +151,16 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(thread) -> None
 
     async def ask() -> list:
         batcher = Batcher(doubled, thread, seen, max_queued_rows=10)
-        return await asyncio.gather(*(batcher.submit(rows_of(i)) for i in range(15)), return_exceptions=True)
+        asked = asyncio.gather(*(batcher.submit(rows_of(i)) for i in range(15)), return_exceptions=True)
+        await asyncio.sleep(0)
+        assert batcher.queued_rows == 10
+        return await asked
 
     found = run(ask())
 
     refused = [error for error in found if isinstance(error, RefusedError)]
     assert len(refused) == 5
     assert all(error.reason == "queue_full" and error.retry_after >= 1 for error in refused)
-    assert max(seen.queue) == 10
     assert seen.refusals == ["queue_full"] * 5
 
 
@@ -243,11 +245,14 @@ def test_every_request_is_answered_once_with_its_own_rows_or_refused(
     async def ask() -> None:
         batcher = Batcher(engine, executor, seen, max_rows=max_rows, max_queued_rows=max_queued_rows)
 
+        largest = max(n_rows for _, n_rows, *_ in requests)
+
         async def one(number: int, delay: int, n_rows: int, is_poisoned: bool, cancel: int, timeout: float) -> None:
             for _ in range(delay):
                 await asyncio.sleep(0)
             rows = rows_of(1000 * number, n_rows) + (0.5 if is_poisoned else 0.0)
             task = asyncio.ensure_future(batcher.submit(rows, timeout_seconds=timeout))
+            assert 0 <= batcher.queued_rows <= max(max_queued_rows, largest)
             if cancel == 0:
                 await asyncio.sleep(0)
                 task.cancel()
@@ -270,9 +275,6 @@ def test_every_request_is_answered_once_with_its_own_rows_or_refused(
 
     with ThreadPoolExecutor(1) as executor:
         run(ask())
-    largest = max(n_rows for _, n_rows, *_ in requests)
-    assert max(seen.queue, default=0) <= max(max_queued_rows, largest)
-    assert min(seen.queue, default=0) >= 0
 
 
 # --- the cost of a batch, and how large it gets
@@ -284,10 +286,8 @@ def test_the_service_time_is_fitted_whatever_one_slow_batch_says() -> None:
         cost.observe(n_rows, 0.001 + 0.0001 * n_rows)
     cost.observe(8, 3.0)
 
-    fixed, per_row = cost.coefficients()
-
-    assert fixed == pytest.approx(0.001, rel=0.05)
-    assert per_row == pytest.approx(0.0001, rel=0.05)
+    assert cost.fixed == pytest.approx(0.001, rel=0.05)
+    assert cost.per_row == pytest.approx(0.0001, rel=0.05)
 
 
 def test_batches_of_one_size_alone_do_not_make_large_ones_look_expensive() -> None:

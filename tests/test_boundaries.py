@@ -72,3 +72,20 @@ def test_importing_the_service_reads_no_model_and_writes_nothing(tmp_path: Path)
 
     assert (done.returncode, done.stdout) == (0, b"")
     assert not [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
+
+
+def test_the_front_door_stands_before_bentomls_own_middlewares(models) -> None:
+    """They cost as much as all that we do; BentoML offers no place before them, so this could be lost unnoticed."""
+    code = """
+import asyncio, service
+app = service.Tabserve.to_asgi()
+async def receive(): return {"type": "lifespan.startup"}
+async def send(message): raise SystemExit(type(app.middleware_stack).__module__)
+asyncio.run(app({"type": "lifespan", "state": {}}, receive, send))
+"""
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment(models.home), capture_output=True, text=True
+    )
+
+    assert done.stderr.strip().splitlines()[-1] == "tabserve.http_api"

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -5,6 +7,8 @@ from contracts import broken_rows, contracts, rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tabserve.answers import HttpError
+from tabserve.bodies import BodyReader
 from tabserve.contract import MAX_ROWS, Contract, Feature
 from tabserve.validation import InvalidRowsError, RowReader
 
@@ -48,30 +52,50 @@ def test_a_row_that_breaks_a_rule_is_refused_by_row_feature_and_rule(data: st.Da
 
 @settings(max_examples=300, deadline=None)
 @given(st.data())
-def test_the_reader_of_plain_numbers_agrees_with_the_one_that_looks_closely(data: st.DataObject) -> None:
-    contract = contract_of(AGE, HEIGHT, Feature(name="score", kind="number", hard_minimum=0, hard_maximum=100))
-    odd = st.floats() | st.integers(-(2**60), 2**60).map(float)
-    good = st.tuples(st.integers(18, 90).map(float), st.floats(1.5, 2.1), st.floats(0, 100)).map(list)
-    row = good | st.tuples(odd | st.just(40.0), odd | st.just(1.8), odd | st.just(7.0)).map(list) | st.lists(odd)
+def test_the_quick_reading_of_a_body_agrees_with_the_close_look(data: st.DataObject) -> None:
+    """Whatever a body says: decoded by the contract's own decoder, or value by value, the rows are the same."""
+    contract = contract_of(
+        AGE,
+        HEIGHT,
+        Feature(name="score", kind="number", hard_minimum=0, hard_maximum=100, may_be_missing=True),
+        MEMBER,
+    )
+    odd = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**70), 2**70) | st.booleans() | st.none()
+    good = st.tuples(st.integers(18, 90), st.floats(1.5, 2.1), st.none() | st.floats(0, 100), st.booleans()).map(list)
+    row = good | st.tuples(odd | st.just(40), odd | st.just(1.8), odd, odd).map(list) | st.lists(odd)
     instances = data.draw(st.lists(good, min_size=1, max_size=4) | st.lists(row, max_size=4))
     reader = RowReader(contract)
 
-    quick = reader.read_numbers(instances)
-
     try:
         close = reader.read(instances)
-    except InvalidRowsError:
-        assert quick is None
+    except InvalidRowsError as error:
+        violations = error.violations
+    else:
+        violations = ()
+    if violations:
+        with pytest.raises(HttpError) as refused:
+            BodyReader(reader).many(json.dumps({"instances": instances}).encode())
+        assert refused.value.violations == violations
         return
-    assert (quick is None) == bool(close.warnings)
-    if quick is not None:
-        assert np.array_equal(quick.values, close.values)
+    expected, _ = close
+    for read in (
+        BodyReader(reader).many(json.dumps({"instances": instances}).encode()),
+        BodyReader(reader).one(json.dumps({"features": instances[0]}).encode()),
+    ):
+        rows, warnings = read
+        assert np.array_equal(rows, expected[: len(rows)], equal_nan=True)
+        assert all(warnings.get(number, []) == close.warnings.get(number, []) for number in range(len(rows)))
 
 
-def test_plain_numbers_in_range_need_no_close_look() -> None:
-    reader = RowReader(contract_of(AGE, HEIGHT))
+def test_a_usual_body_needs_no_close_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = BodyReader(RowReader(contract_of(AGE, HEIGHT)))
+    monkeypatch.setattr(RowReader, "read", None)
 
-    assert reader.read_numbers([[40.0, 1.8], [18.0, 2.1]]) is not None
+    one, _ = reader.one(b'{"features": [40, 1.8]}')
+    many, _ = reader.many(b'{"instances": [[40, 1.8], [18, 2.1]]}')
+
+    assert one.tolist() == [[40.0, 1.8]]
+    assert many.tolist() == [[40.0, 1.8], [18.0, 2.1]]
 
 
 def test_rows_are_counted_from_one_to_512() -> None:
@@ -81,7 +105,8 @@ def test_rows_are_counted_from_one_to_512() -> None:
     for n_rows in (0, MAX_ROWS + 1):
         with pytest.raises(InvalidRowsError, match=f"expected 1 to 512 rows.*got {n_rows}"):
             reader.read([[1.8]] * n_rows)
-        assert reader.read_numbers([[1.8]] * n_rows) is None
+        with pytest.raises(HttpError, match=f"expected 1 to 512 rows.*got {n_rows}"):
+            BodyReader(reader).many(json.dumps({"instances": [[1.8]] * n_rows}).encode())
 
 
 def test_a_value_outside_of_the_training_range_is_a_warning_and_with_strict_an_error() -> None:

@@ -12,6 +12,7 @@ from conftest import BUILT_IN, TrainedModels
 from test_http import TUTORIAL_ROW
 
 from tabserve.http_api import FrontDoor
+from tabserve.prediction_log import NoPredictionLog
 from tabserve.rollout import Rollout
 from tabserve.settings import Settings
 from tabserve.telemetry import Telemetry
@@ -38,6 +39,7 @@ class Cycle:
     def __init__(self, body: bytes) -> None:
         self._body = body
         self.disconnected = False
+        self.more_body = False
 
     async def receive(self) -> dict:
         return {"type": "http.request", "body": self._body, "more_body": False}
@@ -58,6 +60,12 @@ async def broken_app(scope, receive, send) -> None:
     raise OSError("the app fell over")
 
 
+def door_of(rollout: Rollout, settings: Settings, telemetry: Telemetry) -> FrontDoor:
+    return FrontDoor(
+        broken_app, rollout=rollout, settings=settings, telemetry=telemetry, prediction_log=NoPredictionLog()
+    )
+
+
 @pytest.fixture
 def engine(models: TrainedModels) -> Failing:
     return Failing(models.load(BUILT_IN).engine.predict)
@@ -72,7 +80,7 @@ def telemetry() -> Telemetry:
 def door(models: TrainedModels, engine: Failing, telemetry: Telemetry) -> FrontDoor:
     rollout = Rollout()
     rollout.put_in_service(replace(models.load(BUILT_IN), engine=engine), Settings())
-    return FrontDoor(broken_app, rollout=rollout, settings=Settings(), telemetry=telemetry)
+    return door_of(rollout, Settings(), telemetry)
 
 
 ONE_ROW = json.dumps({"features": TUTORIAL_ROW}).encode()
@@ -108,7 +116,7 @@ def test_a_caller_that_has_gone_gets_no_answer_and_is_no_fault(door: FrontDoor, 
 
 
 def test_more_than_can_wait_is_503_with_retry_after(door: FrontDoor, engine: Failing, telemetry: Telemetry) -> None:
-    small = FrontDoor(broken_app, rollout=door._rollout, settings=Settings(max_queued_rows=2), telemetry=telemetry)
+    small = door_of(door._rollout, Settings(max_queued_rows=2), telemetry)
 
     async def ask_all() -> list[list[dict]]:
         return await asyncio.gather(*(ask(small, "/predict", Cycle(ONE_ROW)) for _ in range(6)))
@@ -120,3 +128,34 @@ def test_more_than_can_wait_is_503_with_retry_after(door: FrontDoor, engine: Fai
     start, body = answers[-1]
     assert dict(start["headers"])[b"retry-after"] == b"1"
     assert "overloaded" in json.loads(body["body"])["error"]
+
+
+def test_a_body_that_does_not_come_is_408_and_the_connection_closes(door: FrontDoor, telemetry: Telemetry) -> None:
+    class Slow(Cycle):
+        async def receive(self) -> dict:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    slow = Slow(b"")
+    slow.more_body = True
+    quick = door_of(door._rollout, Settings(request_timeout_ms=50), telemetry)
+
+    start, body = asyncio.run(ask(quick, "/predict", slow))
+
+    assert start["status"] == 408
+    assert (b"connection", b"close") in start["headers"]
+    assert "did not come within 0.05 s" in json.loads(body["body"])["error"]
+
+
+def test_a_body_in_pieces_is_read_to_its_end(door: FrontDoor) -> None:
+    class InPieces(Cycle):
+        async def receive(self) -> dict:
+            piece, self._body = self._body[:100], self._body[100:]
+            return {"type": "http.request", "body": piece, "more_body": bool(self._body)}
+
+    pieces = InPieces(ONE_ROW)
+    pieces.more_body = True
+
+    start, _ = asyncio.run(ask(door, "/predict", pieces))
+
+    assert start["status"] == 200

@@ -234,7 +234,7 @@ def is_let_in(service: Service) -> bool:
 def test_sigterm_lets_the_request_in_flight_finish(models: TrainedModels, tmp_path: Path) -> None:
     body = json.dumps({"features": TUTORIAL_ROW}).encode()
     head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-    with running_service(models.home, tmp_path / "log") as service:
+    with running_service(models.home, tmp_path / "log", TABSERVE_REQUEST_TIMEOUT_MS="60000") as service:
         address = urlsplit(service.url)
         with socket.create_connection((address.hostname, address.port), timeout=30) as connection:
             connection.sendall(head.encode() + body[:10])
