@@ -56,6 +56,14 @@ build: .venv/training.installed ## train if there is no model yet, and build the
 	@$(TRAIN_IF_NONE)
 	@$(BIN)/bentoml build
 
+.PHONY: bench
+bench: .venv/training.installed .venv/loadtest.installed ## measure beside the alternatives, write docs/benchmarks.md (20 minutes)
+	@$(BIN)/python -m loadtest.benchmark --write
+
+.PHONY: soak
+soak: .venv/training.installed .venv/loadtest.installed ## 70 % load for ten times traffic.timeout, write docs/benchmarks.md (3 minutes)
+	@$(BIN)/python -m loadtest.benchmark.soak --write
+
 .PHONY: lock
 lock: .venv/dev.installed ## resolve the locks after a change of pyproject.toml: all together, then each set from that
 	@$(COMPILE) --all-extras --output-file requirements/dev.txt

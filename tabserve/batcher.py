@@ -7,6 +7,7 @@ All state belongs to the event loop; only the engine may run in a thread. Nothin
 """
 
 import asyncio
+import functools
 import math
 import time
 from collections import deque
@@ -26,9 +27,11 @@ Predict = Callable[[Rows], Scores]
 REMEMBERED_BATCHES = 32  # enough to fit two numbers, few enough to forget a slow phase within a second of load
 SECONDS_BETWEEN_FITS = 0.005  # of the engine: a fit takes about 0.1 ms, 2 % of that
 MIN_FITTED_BATCHES = 8  # until then every batch counts
-SLICE_ROWS = 64  # of one request in one batch, while others wait: a large request takes turns with small ones
+FIRST_BATCHES = 4  # those of the warm-up, of four sizes
 WORTHWHILE = 0.05  # a batch grows while the fixed cost is still more than this share of the cost of its rows
-INLINE_SECONDS = 0.0005  # a batch that is over sooner runs on the event loop: a thread costs a good part of that
+SURE_SHARE = 0.8  # of the time that a caller has: what is expected to take longer is refused
+TURN_SECONDS = 0.0003  # of the event loop for batches, until it has to read and write again
+INLINE_SECONDS = 0.002  # a batch that is over sooner runs on the event loop; docs/decisions.md has the crossover
 
 
 class RefusedError(Exception):
@@ -60,20 +63,23 @@ class Observer(Protocol):
 class ServiceTime:
     """The time of a batch as a + b · rows, in seconds, from the recent batches; one slow batch does not move it.
 
-    The slope is the median of the slopes between all pairs of batches, the intercept the median of what is left
-    (Theil 1950, Sen 1968): up to 29 % of the batches may be anything.
+    The slope is the median of the slopes between pairs of batches, the intercept the median of what is left
+    (Theil 1950, Sen 1968): a quarter of the batches may be anything.
     """
 
     def __init__(self) -> None:
         self._rows: deque[int] = deque(maxlen=REMEMBERED_BATCHES)
         self._seconds: deque[float] = deque(maxlen=REMEMBERED_BATCHES)
         self._seconds_since_fit = 0.0
+        self._first: list[tuple[int, float]] = []
         self.fixed = 0.0
         """The a, in seconds, not below zero."""
         self.per_row = 0.0
         """The b, in seconds a row, not below zero."""
 
     def observe(self, n_rows: int, seconds: float) -> None:
+        if len(self._first) < FIRST_BATCHES:
+            self._first.append((n_rows, seconds))
         self._rows.append(n_rows)
         self._seconds.append(seconds)
         self._seconds_since_fit += seconds
@@ -87,15 +93,28 @@ class ServiceTime:
 
     def _fit(self) -> None:
         rows, seconds = np.array(self._rows, dtype=np.float64), np.array(self._seconds)
-        first, second = np.triu_indices(len(rows), k=1)
-        differ = rows[first] != rows[second]
-        if differ.any():
-            slopes = (seconds[second] - seconds[first])[differ] / (rows[second] - rows[first])[differ]
-            self.per_row = max(0.0, _median(slopes))
-        else:
-            # All batches of one size tell one number and not two: the slope stays what it was, as far as it fits.
-            self.per_row = min(self.per_row, _median(seconds) / float(rows[0]))
-        self.fixed = max(0.0, _median(seconds - self.per_row * rows))
+        if len(self._first) == FIRST_BATCHES:
+            # Under load all batches may be of one size, which tells one number and not two; and when the speed changes
+            # the small ones may be the slow ones. So the first batches always count too, at the speed of today.
+            first_rows, first_seconds = np.array(self._first, dtype=np.float64).T
+            line = _line(first_rows, first_seconds)
+            if line is not None and sum(line) > 0.0:
+                speed = _median(seconds / (line[0] + line[1] * rows))
+                rows, seconds = np.concatenate([rows, first_rows]), np.concatenate([seconds, first_seconds * speed])
+        self.fixed, self.per_row = _line(rows, seconds) or (_median(seconds), 0.0)
+
+
+def _line(rows: npt.NDArray[np.float64], seconds: npt.NDArray[np.float64]) -> tuple[float, float] | None:
+    """Intercept and slope, neither below zero; None where the batches are all of about one size."""
+    first, second = np.triu_indices(len(rows), k=1)
+    # Of two batches of about one size chance says which took longer, and divided by a few rows that is no slope.
+    apart = np.maximum(rows[first], rows[second]) >= 2 * np.minimum(rows[first], rows[second])
+    if not apart.any():
+        return None
+    per_row = max(0.0, _median((seconds[second] - seconds[first])[apart] / (rows[second] - rows[first])[apart]))
+    left = seconds - per_row * rows
+    # The fixed cost shows best in the smallest batches; in large ones an error of the slope is taken for it.
+    return max(0.0, min(_median(left), _median(left[rows == rows.min()]))), per_row
 
 
 def _median(values: npt.NDArray[np.float64]) -> float:
@@ -178,6 +197,16 @@ class Batcher:
         helpful = fixed / (WORTHWHILE * per_row)
         return int(min(self._max_rows, max(1.0, min(within_budget, helpful))))
 
+    def _rows_of_a_turn(self) -> int:
+        """The most rows of one request in a batch: at most doubling its cost, or a turn's time where that is more.
+
+        Also where nobody else waits: who comes next would wait for all of it.
+        """
+        fixed, per_row = self.service_time.fixed, self.service_time.per_row
+        if per_row == 0.0:
+            return self._max_rows
+        return max(1, int(max(fixed, TURN_SECONDS - fixed) / per_row))
+
     async def submit(
         self, rows: Rows, *, timeout_seconds: float = math.inf, is_wanted: Callable[[], bool] | None = None
     ) -> Scores:
@@ -193,8 +222,8 @@ class Batcher:
             CallerGoneError: where `is_wanted` said no.
             Exception: whatever the engine raised for these rows; other requests of the same batch are not concerned.
         """
+        self.admit(len(rows), timeout_seconds)
         now = self._clock()
-        self._admit(len(rows), now, timeout_seconds)
         future: asyncio.Future[Scores] = asyncio.get_running_loop().create_future()
         job = _Job(rows, future, now + timeout_seconds, now, is_wanted, n_open=len(rows))
         self._queue.append(job)
@@ -204,23 +233,33 @@ class Batcher:
             asyncio.get_running_loop().call_soon(self._start_when_read, 0)
         return await future
 
-    def _admit(self, n_rows: int, now: float, timeout_seconds: float) -> None:
-        if self._queued_rows and self._queued_rows + n_rows > self._max_queued_rows:
-            message = f"{self._queued_rows} rows are waiting, {self._max_queued_rows} may; try again in a moment"
+    def admit(self, n_rows: int, timeout_seconds: float) -> None:
+        """Whether so many more rows could be answered in time; also worth asking before a body is read for them.
+
+        Raises:
+            RefusedError: where they could not.
+        """
+        if not self._is_busy:
+            return  # what is known of an idle engine may be out of date, and only a batch can tell
+        queued = self._queued_rows
+        if queued and queued + n_rows > self._max_queued_rows:
+            message = f"{queued} rows are waiting, {self._max_queued_rows} may; try again in a moment"
             self._refuse("queue_full", n_rows, message)
-        cap = self.cap()
-        batches = math.ceil((self._queued_rows + n_rows) / cap)
-        expected = batches * self.service_time.of(min(cap, self._queued_rows + n_rows))
-        if self._is_busy:
-            expected += max(0.0, self._busy_until - now)
-        if expected > timeout_seconds:
+        expected = self._expected_seconds(queued + n_rows)
+        # Nobody knows to the millisecond: without a margin half of those that just fit would be too late after all.
+        if expected > SURE_SHARE * timeout_seconds:
             message = f"the answer would take {expected:.3f} s and has {timeout_seconds:.3f} s; try again in a moment"
             self._refuse("too_late", n_rows, message)
 
+    def _expected_seconds(self, n_rows: int) -> float:
+        """How long it takes until the engine has done so many rows, and the batch that it is at."""
+        cap = self.cap()
+        batches = -(-n_rows // cap)
+        return batches * self.service_time.of(min(cap, n_rows)) + max(0.0, self._busy_until - self._clock())
+
     def _refuse(self, reason: str, n_rows: int, message: str) -> None:
         self._observer.refused(reason, n_rows)
-        waiting = self._queued_rows * self.service_time.of(self._max_rows) / self._max_rows
-        raise RefusedError(reason, message, retry_after=max(1.0, waiting))
+        raise RefusedError(reason, message, retry_after=max(1.0, self._expected_seconds(self._queued_rows)))
 
     def _start_when_read(self, queued_rows_before: int) -> None:
         """Starts a batch when the event loop has read all requests that came: it is the faster the more go together.
@@ -233,22 +272,26 @@ class Batcher:
             self._start_next()
 
     def _start_next(self) -> None:
+        """Starts the next batch; batches that take next to nothing one after the other, until it is the loop's turn."""
         now = self._clock()
-        batch = self._take(now)
-        self._observer.queue_left(self._queued_rows)
-        if not batch.slices:
-            self._is_busy = False
-            return
-        self._observer.batch_started(now - min(job.enqueued for job, _, _ in batch.slices))
-        parts = [job.rows[start:stop] for job, start, stop in batch.slices]
-        expected = self.service_time.of(batch.n_rows)
-        self._busy_until = now + expected
-        if expected <= INLINE_SECONDS:
+        until = now + TURN_SECONDS
+        while (batch := self._take(now)).slices:
+            self._observer.batch_started(now - min(job.enqueued for job, _, _ in batch.slices))
+            self._observer.queue_left(self._queued_rows)
+            parts = [job.rows[start:stop] for job, start, stop in batch.slices]
+            expected = self.service_time.of(batch.n_rows)
+            self._busy_until = now + expected
+            if expected > INLINE_SECONDS:
+                running = asyncio.get_running_loop().run_in_executor(self._executor, self._run, parts)
+                running.add_done_callback(functools.partial(self._finish_and_go_on, batch))
+                return
             self._finish(batch, self._run(parts))
-            asyncio.get_running_loop().call_soon(self._start_when_read, 0)
-            return
-        running = asyncio.get_running_loop().run_in_executor(self._executor, self._run, parts)
-        running.add_done_callback(lambda done: self._finish_and_go_on(batch, done))
+            now = self._clock()
+            if self._queue and now >= until:
+                asyncio.get_running_loop().call_soon(self._start_when_read, -1)
+                return
+        self._observer.queue_left(0)
+        self._is_busy = False
 
     def _finish_and_go_on(self, batch: _Batch, done: "asyncio.Future[_Outcome]") -> None:
         self._finish(batch, done.result())
@@ -256,7 +299,7 @@ class Batcher:
 
     def _take(self, now: float) -> _Batch:
         """The next batch: whoever came first first, and large requests by turns."""
-        batch, cap = _Batch(), self.cap()
+        batch, cap, turn = _Batch(), self.cap(), self._rows_of_a_turn()
         for _ in range(len(self._queue)):
             if batch.n_rows >= cap or (batch.slices and not self._merges):
                 break
@@ -264,8 +307,7 @@ class Batcher:
             if not self._is_due(job, now):
                 continue
             left = len(job.rows) - job.n_taken
-            share = left if not self._queue and not batch.slices else min(left, SLICE_ROWS)
-            n_rows = min(share, cap - batch.n_rows)
+            n_rows = min(left, turn, cap - batch.n_rows)
             batch.slices.append((job, job.n_taken, job.n_taken + n_rows))
             batch.n_rows += n_rows
             job.n_taken += n_rows

@@ -61,16 +61,24 @@ class Feature(BaseModel):
     """The nine deciles of the training rows, 0.1 to 0.9; the fixed bins of the drift statistics."""
 
     @property
+    def lowest(self) -> float:
+        """The least number that is answered."""
+        return -self._largest if self.hard_minimum is None else max(-self._largest, self.hard_minimum)
+
+    @property
+    def highest(self) -> float:
+        """The greatest number that is answered."""
+        return self._largest if self.hard_maximum is None else min(self._largest, self.hard_maximum)
+
+    @property
     def lowest_usual(self) -> float:
         """The least number that is answered without a warning."""
-        lowest = [-self._largest, self.hard_minimum, self.minimum]
-        return max(bound for bound in lowest if bound is not None)
+        return self.lowest if self.minimum is None else max(self.lowest, self.minimum)
 
     @property
     def highest_usual(self) -> float:
         """The greatest number that is answered without a warning."""
-        highest = [self._largest, self.hard_maximum, self.maximum]
-        return min(bound for bound in highest if bound is not None)
+        return self.highest if self.maximum is None else min(self.highest, self.maximum)
 
     @property
     def _largest(self) -> float:
@@ -78,11 +86,9 @@ class Feature(BaseModel):
 
     def clip(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """The values of a number or integer, each moved to the nearest one that a caller may send; NaN stays."""
-        low = max(-self._largest, -math.inf if self.hard_minimum is None else self.hard_minimum)
-        high = min(self._largest, math.inf if self.hard_maximum is None else self.hard_maximum)
         if self.kind == "integer":
-            return np.clip(np.floor(values), math.ceil(low), math.floor(high))
-        return np.clip(values, low, high)
+            return np.clip(np.floor(values), math.ceil(self.lowest), math.floor(self.highest))
+        return np.clip(values, self.lowest, self.highest)
 
 
 class Contract(BaseModel):

@@ -7,7 +7,6 @@ Every error of these routes is `{"error": sentence, "detail": [{"row", "feature"
 """
 
 import asyncio
-import functools
 import logging
 import math
 import random
@@ -46,10 +45,9 @@ BENTOML_FILES = "/static_content/"
 
 JSON_TYPE = b"application/json"
 RETRY_AFTER_SECONDS = 1
+SECONDS_BETWEEN_REFUSAL_LINES = 1.0  # writing a line costs as much as refusing several requests
 
-# Up to here the event loop reads a body and writes an answer itself: handing it to a thread takes about as long.
-INLINE_BYTES = 8192
-INLINE_ROWS = 16
+INLINE_BYTES = 8192  # of a body that needs a closer look: handing it to a thread takes about as long as looking
 
 
 class ClientGoneError(Exception):
@@ -83,8 +81,12 @@ class FrontDoor:
         self._prediction_log = prediction_log
         self._timeout_seconds = settings.request_timeout_ms / 1000
         self._started = time.monotonic()
-        # For what would hold up the event loop, which has probes to answer: long batches, long bodies, long answers.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tabserve")
+        self._next_refusal_line = self._started
+        self._refused_without_a_line = 0
+        # For what would hold up the event loop, which has probes to answer: long batches, and bodies that are looked at
+        # value by value. Two threads, because a body must not wait for a batch to learn that there is no room for it.
+        self._engine_thread = ThreadPoolExecutor(1, thread_name_prefix="tabserve-engine")
+        self._reader_thread = ThreadPoolExecutor(1, thread_name_prefix="tabserve-reader")
         self._batchers: WeakKeyDictionary[ServedModel, Batcher] = WeakKeyDictionary()
         self._routes: dict[str, tuple[str, Handler]] = {
             "/predict": ("POST", self._predict),
@@ -155,9 +157,10 @@ class FrontDoor:
     # --- predictions
 
     async def _predict(self, scope: Scope, receive: Receive) -> Answer:
-        model = self._rollout.champion()
-        rows = await self._read(model.bodies.one, scope, receive)
-        scores = await self._score(model, rows, receive)
+        model, batcher = self._model_with_room(scope)
+        body = await self._read_json_body(scope, receive)
+        rows = model.bodies.quick_one(body) or await self._look_closer(model.bodies.one, body)
+        scores = await self._score(batcher, rows, scope, receive)
         predictions, outcome = self._predictions(model, rows, scores)
         answer = {
             **outcome[0],
@@ -168,40 +171,46 @@ class FrontDoor:
         return Answer(200, msgspec.json.encode(answer), predictions=predictions)
 
     async def _predict_batch(self, scope: Scope, receive: Receive) -> Answer:
-        model = self._rollout.champion()
-        rows = await self._read(model.bodies.many, scope, receive)
-        scores = await self._score(model, rows, receive)
-        if len(scores) <= INLINE_ROWS:
-            return self._batch_answer(model, rows, scores, scope["tabserve.started"])
-        answer = functools.partial(self._batch_answer, model, rows, scores, scope["tabserve.started"])
-        return await asyncio.get_running_loop().run_in_executor(self._thread, answer)
-
-    def _batch_answer(self, model: ServedModel, rows: ReadRows, scores: Scores, started: float) -> Answer:
+        model, batcher = self._model_with_room(scope)
+        body = await self._read_json_body(scope, receive)
+        rows = model.bodies.quick_many(body) or await self._look_closer(model.bodies.many, body)
+        scores = await self._score(batcher, rows, scope, receive)
         predictions, outcome = self._predictions(model, rows, scores)
         answer = {
             "predictions": outcome,
             "model_version": model.tag,
             "n_instances": len(outcome),
             "n_features_in": rows.values.shape[1],
-            "latency_ms": _milliseconds_since(started),
+            "latency_ms": _milliseconds_since(scope["tabserve.started"]),
         }
         return Answer(200, msgspec.json.encode(answer), predictions=predictions)
 
-    async def _read(self, read: Callable[[bytes], ReadRows], scope: Scope, receive: Receive) -> ReadRows:
-        body = await self._read_json_body(scope, receive)
-        if len(body) <= INLINE_BYTES:
-            return read(body)
-        return await asyncio.get_running_loop().run_in_executor(self._thread, read, body)
-
-    async def _score(self, model: ServedModel, rows: ReadRows, receive: Receive) -> Scores:
+    def _model_with_room(self, scope: Scope) -> tuple[ServedModel, Batcher]:
+        """The model for a request and its batcher, where it has room: under overload a body is not even read."""
+        model = self._rollout.champion()
         batcher = self._batchers.get(model) or self._batcher_of(model)
         try:
+            batcher.admit(1, self._seconds_left(scope))
+        except RefusedError as error:
+            raise _overloaded(error) from error
+        return model, batcher
+
+    def _seconds_left(self, scope: Scope) -> float:
+        left: float = self._timeout_seconds + scope["tabserve.started"] - time.perf_counter()
+        return left
+
+    async def _look_closer(self, read: Callable[[bytes], ReadRows], body: bytes) -> ReadRows:
+        if len(body) <= INLINE_BYTES:
+            return read(body)
+        return await asyncio.get_running_loop().run_in_executor(self._reader_thread, read, body)
+
+    async def _score(self, batcher: Batcher, rows: ReadRows, scope: Scope, receive: Receive) -> Scores:
+        try:
             return await batcher.submit(
-                rows.values, timeout_seconds=self._timeout_seconds, is_wanted=_still_connected(receive)
+                rows.values, timeout_seconds=self._seconds_left(scope), is_wanted=_still_connected(receive)
             )
         except RefusedError as error:
-            headers = {"retry-after": str(math.ceil(error.retry_after))}
-            raise HttpError(503, f"The service is overloaded: {error}.", headers=headers) from error
+            raise _overloaded(error) from error
         except CallerGoneError as error:
             raise ClientGoneError from error
         except DeadlineExceededError as error:
@@ -210,7 +219,7 @@ class FrontDoor:
     def _batcher_of(self, model: ServedModel) -> Batcher:
         batcher = Batcher(
             model.loaded.engine.predict,
-            self._thread,
+            self._engine_thread,
             self._telemetry.of_model(model.tag),
             max_rows=MAX_ROWS,
             max_queued_rows=self._settings.max_queued_rows,
@@ -312,9 +321,7 @@ class FrontDoor:
         if isinstance(error, HttpError):
             for violation in error.violations:
                 self._telemetry.value_rejected(violation.rule)
-        failed = answer.status >= 400
-        # Probes that say "not ready" are no failures, and come every few seconds.
-        if (route == "/ready" and failed) or (not failed and random.random() >= self._settings.log_success_share):  # noqa: S311
+        if not self._gets_a_line(route, answer.status):
             return
         champion = self._rollout.champion().tag if self._rollout.is_ready else None
         fields: dict[str, Any] = {
@@ -325,6 +332,8 @@ class FrontDoor:
             "model_version": predictions.model_version if predictions else champion,
             "prediction_ids": predictions.ids if predictions else [],
         }
+        if answer.status == 503:
+            fields["refused_without_a_line"], self._refused_without_a_line = self._refused_without_a_line, 0
         if isinstance(error, HttpError):
             # A name that is not the model's is the caller's text, as a value is.
             named = [violation for violation in error.violations if violation.rule != "unknown_name"]
@@ -335,10 +344,25 @@ class FrontDoor:
             logger.warning("request refused", extra={"fields": fields})
         elif error is not None:
             logger.error("request failed", exc_info=error, extra={"fields": fields})
-        elif failed:
+        elif answer.status >= 400:
             logger.warning("request refused by BentoML", extra={"fields": fields})
         else:
             logger.info("request", extra={"fields": fields})
+
+    def _gets_a_line(self, route: str, status: int) -> bool:
+        """Whether a request is logged: if it failed; but a flood that is refused must not become a flood of lines."""
+        if status < 400:
+            return random.random() < self._settings.log_success_share  # noqa: S311
+        if route == "/ready":
+            return False  # a probe that is told "not ready" is no failure, and comes every few seconds
+        if status != 503:
+            return True
+        now = time.monotonic()
+        if now < self._next_refusal_line:
+            self._refused_without_a_line += 1
+            return False
+        self._next_refusal_line = now + SECONDS_BETWEEN_REFUSAL_LINES
+        return True
 
 
 def _check_method(expected: str, scope: Scope) -> None:
@@ -377,6 +401,11 @@ async def _body_in_pieces(receive: Receive, limit: int) -> bytes:
 
 def _too_large(limit: int) -> HttpError:
     return HttpError(413, f"The body is larger than {limit} bytes; send fewer rows in a request.")
+
+
+def _overloaded(error: RefusedError) -> HttpError:
+    headers = {"retry-after": str(math.ceil(error.retry_after))}
+    return HttpError(503, f"The service is overloaded: {error}.", headers=headers)
 
 
 def _as_refusal(fault: Exception) -> HttpError | None:

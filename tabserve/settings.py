@@ -52,7 +52,8 @@ SETTINGS = {
     "log_success_share": Setting(
         "TABSERVE_LOG_SUCCESS_SHARE",
         "0.01",
-        "The share, 0 to 1, of the successful requests that get a log line; each failed one gets one.",
+        "The share, 0 to 1, of the successful requests that get a log line; each failed one gets one, "
+        "those refused with 503 one a second.",
     ),
     "log_level": Setting("TABSERVE_LOG_LEVEL", "INFO", "The least severe log lines: DEBUG, INFO, WARNING or ERROR."),
 }

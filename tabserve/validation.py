@@ -90,6 +90,14 @@ class RowReader:
                 break
         if violations:
             raise InvalidRowsError(violations[:NAMED_VIOLATIONS])
+        return self.with_warnings(values)
+
+    def with_warnings(self, values: Rows) -> ReadRows:
+        """Rows that keep the rules, shape (rows, features), with what is outside of the range seen in training.
+
+        Raises:
+            InvalidRowsError: for that, where it is refused.
+        """
         warnings = self._outside_training(values)
         if warnings and self._strict:
             raise InvalidRowsError(

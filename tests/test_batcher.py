@@ -169,12 +169,29 @@ def test_a_request_that_cannot_make_its_time_is_refused_at_once_and_not_after_it
         batcher = Batcher(doubled, thread, Seen())
         for _ in range(4):
             batcher.service_time.observe(1, 0.5)
-        await batcher.submit(rows_of(0), timeout_seconds=0.4)
+        first = asyncio.ensure_future(batcher.submit(rows_of(0)))
+        await asyncio.sleep(0)
+        try:
+            await batcher.submit(rows_of(1), timeout_seconds=0.4)
+        finally:
+            await first
 
     started = time.perf_counter()
     with pytest.raises(RefusedError, match=r"would take 0\.500 s and has 0\.400 s"):
         run(ask())
     assert time.perf_counter() - started < 0.3
+
+
+def test_an_idle_engine_is_tried_however_slow_it_was_the_last_time(thread) -> None:
+    """Else one slow phase could have everything refused for ever: nothing would be measured any more."""
+
+    async def ask() -> np.ndarray:
+        batcher = Batcher(doubled, thread, Seen())
+        for _ in range(4):
+            batcher.service_time.observe(1, 30.0)
+        return await batcher.submit(rows_of(1), timeout_seconds=1)
+
+    assert run(ask()).tolist() == [[2, 3]]
 
 
 def test_a_request_whose_time_passed_in_the_queue_costs_no_batch(thread) -> None:
@@ -288,6 +305,20 @@ def test_the_service_time_is_fitted_whatever_one_slow_batch_says() -> None:
 
     assert cost.fixed == pytest.approx(0.001, rel=0.05)
     assert cost.per_row == pytest.approx(0.0001, rel=0.05)
+
+
+def test_the_noise_of_batches_of_about_one_size_is_no_slope() -> None:
+    """Under overload batches differ by a few rows and by milliseconds: nobody may conclude milliseconds a row."""
+    cost = ServiceTime()
+    noise = np.random.default_rng(7)
+    for n_rows in (1, 8, 64, 512):
+        cost.observe(n_rows, 0.020 + 0.00001 * n_rows)
+    for _ in range(200):
+        n_rows = int(noise.integers(500, 513))
+        cost.observe(n_rows, (0.020 + 0.00001 * n_rows) * noise.lognormal(0, 0.3))
+
+    assert cost.per_row < 0.00005
+    assert cost.of(512) == pytest.approx(0.025, rel=0.3)
 
 
 def test_batches_of_one_size_alone_do_not_make_large_ones_look_expensive() -> None:

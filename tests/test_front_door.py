@@ -159,3 +159,19 @@ def test_a_body_in_pieces_is_read_to_its_end(door: FrontDoor) -> None:
     start, _ = asyncio.run(ask(door, "/predict", pieces))
 
     assert start["status"] == 200
+
+
+def test_a_flood_of_refusals_is_counted_and_not_a_flood_of_lines(door: FrontDoor, telemetry: Telemetry, caplog) -> None:
+    small = door_of(door._rollout, Settings(max_queued_rows=1), telemetry)
+
+    async def flood() -> None:
+        await asyncio.gather(*(ask(small, "/predict", Cycle(ONE_ROW)) for _ in range(50)))
+        small._next_refusal_line = 0.0
+        await asyncio.gather(*(ask(small, "/predict", Cycle(ONE_ROW)) for _ in range(50)))
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(flood())
+
+    lines = [record.fields for record in caplog.records if record.getMessage() == "request refused"]
+    assert [line["refused_without_a_line"] for line in lines] == [0, 48]
+    assert b'tabserve_requests_total{route="/predict",status="503"} 98.0' in telemetry.exposition()
