@@ -8,6 +8,7 @@ All state belongs to the event loop; only the engine may run in a thread. Nothin
 
 import asyncio
 import functools
+import itertools
 import math
 import time
 from collections import deque
@@ -181,6 +182,8 @@ class Batcher:
         self._queued_rows = 0
         self._is_busy = False
         self._busy_until = 0.0
+        self._in_thread = _Batch()
+        self._next_deadline: asyncio.TimerHandle | None = None
         self.service_time = ServiceTime()
 
     @property
@@ -284,6 +287,8 @@ class Batcher:
             if expected > INLINE_SECONDS:
                 running = asyncio.get_running_loop().run_in_executor(self._executor, self._run, parts)
                 running.add_done_callback(functools.partial(self._finish_and_go_on, batch))
+                self._in_thread = batch
+                self._wake_at_next_deadline()
                 return
             self._finish(batch, self._run(parts))
             now = self._clock()
@@ -293,7 +298,26 @@ class Batcher:
         self._observer.queue_left(0)
         self._is_busy = False
 
+    def _wake_at_next_deadline(self) -> None:
+        """While a batch is in the thread nothing else looks at deadlines, and it may never come back."""
+        waiting = itertools.chain((job for job, _, _ in self._in_thread.slices), self._queue)
+        deadline = min((job.deadline for job in waiting if not job.future.done()), default=math.inf)
+        if deadline < math.inf:
+            seconds = max(0.0, deadline - self._clock())
+            self._next_deadline = asyncio.get_running_loop().call_later(seconds, self._give_up_who_is_late)
+
+    def _give_up_who_is_late(self) -> None:
+        now = self._clock()
+        for job in itertools.chain([job for job, _, _ in self._in_thread.slices], self._queue):
+            if now >= job.deadline and not job.future.done():
+                self._give_up(job, "deadline", _late(job))
+        self._wake_at_next_deadline()
+
     def _finish_and_go_on(self, batch: _Batch, done: "asyncio.Future[_Outcome]") -> None:
+        if self._next_deadline is not None:
+            self._next_deadline.cancel()
+            self._next_deadline = None
+        self._in_thread = _Batch()
         self._finish(batch, done.result())
         self._start_next()
 
@@ -318,19 +342,19 @@ class Batcher:
 
     def _is_due(self, job: _Job, now: float) -> bool:
         """Whether a job still wants its rows answered; where not, it leaves the queue."""
-        error: Exception | None = None
-        if now > job.deadline:
-            error = DeadlineExceededError(f"no answer within {job.deadline - job.enqueued:.3f} s")
-            self._observer.refused("deadline", len(job.rows) - job.n_taken)
-        elif job.is_wanted is not None and not job.is_wanted():
-            error = CallerGoneError("the caller has gone")
-            self._observer.refused("client_gone", len(job.rows) - job.n_taken)
-        if error is not None and not job.future.done():
-            job.future.set_exception(error)
-        if job.future.done():  # also where its task was cancelled, or another of its slices failed
-            self._queued_rows -= len(job.rows) - job.n_taken
-            return False
-        return True
+        if not job.future.done():  # else its task was cancelled, its time is over, or another of its slices failed
+            if now > job.deadline:
+                self._give_up(job, "deadline", _late(job))
+            elif job.is_wanted is not None and not job.is_wanted():
+                self._give_up(job, "client_gone", CallerGoneError("the caller has gone"))
+            else:
+                return True
+        self._queued_rows -= len(job.rows) - job.n_taken
+        return False
+
+    def _give_up(self, job: _Job, reason: str, error: Exception) -> None:
+        self._observer.refused(reason, len(job.rows))
+        job.future.set_exception(error)
 
     def _run(self, parts: Sequence[Rows]) -> "_Outcome":
         """The engine's answer to each part of a batch, or what it raised for it. May run in a thread."""
@@ -374,6 +398,10 @@ def _split(scores: Scores, parts: Sequence[Rows]) -> list[Scores | Exception]:
         answers.append(scores[start:stop])
         start = stop
     return answers
+
+
+def _late(job: _Job) -> DeadlineExceededError:
+    return DeadlineExceededError(f"no answer within {job.deadline - job.enqueued:.3f} s")
 
 
 def _answer(job: _Job, start: int, stop: int, answer: Scores | Exception) -> None:

@@ -13,12 +13,13 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import prometheus_client.values
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.values import MultiProcessValue
 from pydantic import ValidationError
 
@@ -98,7 +99,10 @@ class Telemetry:
             registry=registry,
         )
         self.refused_rows = Counter(
-            "tabserve_refused_rows", "Rows that were not answered, by reason.", ["reason"], registry=registry
+            "tabserve_refused_rows",
+            "Rows that were not answered, by reason; one for a request whose body was not read.",
+            ["reason"],
+            registry=registry,
         )
         self.queued_rows = Gauge(
             "tabserve_queued_rows",
@@ -141,11 +145,23 @@ class Telemetry:
 
     def exposition(self) -> bytes:
         """All metrics of all processes, as Prometheus reads them."""
-        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        if directory is None:
             return generate_latest(self._registry)
+        _forget_queues_of_the_dead(Path(directory))
         everyone = CollectorRegistry()
         MultiProcessCollector(everyone)  # type: ignore[no-untyped-call]
         return generate_latest(everyone)
+
+
+def _forget_queues_of_the_dead(directory: Path) -> None:
+    """A worker that was killed leaves its files behind: what it counted stays true, what waited in it does not."""
+    for path in directory.glob("gauge_live*_*.db"):
+        process_id = int(path.stem.rpartition("_")[2])
+        try:
+            os.kill(process_id, 0)  # only asks
+        except ProcessLookupError:
+            mark_process_dead(process_id, str(directory))  # type: ignore[no-untyped-call]
 
 
 class BatchTelemetry:

@@ -1,6 +1,7 @@
 """The concurrency contract: every request is answered once, with its own rows in order, or refused; nothing leaks."""
 
 import asyncio
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -208,6 +209,35 @@ def test_a_request_whose_time_passed_in_the_queue_costs_no_batch(thread) -> None
         run(ask())
     assert seen.batches == []
     assert seen.refusals == ["deadline"]
+
+
+def test_nobody_waits_longer_than_his_time_for_an_engine_that_does_not_come_back(thread) -> None:
+    seen, go_on = Seen(), threading.Event()
+
+    def stuck(rows: np.ndarray) -> np.ndarray:
+        go_on.wait(20)
+        return doubled(rows)
+
+    async def ask() -> list:
+        batcher = Batcher(stuck, thread, seen)
+        batcher.service_time.observe(1, 0.01)
+        in_engine = asyncio.ensure_future(batcher.submit(rows_of(0), timeout_seconds=0.1))
+        while not batcher._in_thread.slices:  # noqa: ASYNC110  # it comes to that in a few turns, or the test times out
+            await asyncio.sleep(0)
+        queued = asyncio.ensure_future(batcher.submit(rows_of(1), timeout_seconds=0.15))
+        patient = asyncio.ensure_future(batcher.submit(rows_of(2), timeout_seconds=15))
+        found = await asyncio.gather(in_engine, queued, return_exceptions=True)
+        go_on.set()
+        found.append(await patient)
+        assert batcher.queued_rows == 0
+        return found
+
+    late, also_late, answer = run(ask())
+
+    assert isinstance(late, DeadlineExceededError)
+    assert isinstance(also_late, DeadlineExceededError)
+    assert answer.tolist() == [[4, 6]]
+    assert seen.refusals == ["deadline", "deadline"]
 
 
 def test_a_request_whose_caller_has_gone_costs_no_batch(thread) -> None:

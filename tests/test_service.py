@@ -117,7 +117,9 @@ def test_the_champion_of_the_rollout_file_is_served(models: TrainedModels, tmp_p
         assert client.post("/predict", json={"features": CUSTOMER}).json()["value"] > 0
 
 
-def test_every_worker_serves_the_same_model_and_metrics_add_up_over_them(models: TrainedModels, tmp_path: Path) -> None:
+def test_every_worker_serves_the_same_model_and_metrics_add_up_over_them_dead_ones_too(
+    models: TrainedModels, tmp_path: Path
+) -> None:
     config = tmp_path / "two.yaml"
     config.write_text((ROOT / "configuration.yaml").read_text().replace("workers: 1 ", "workers: 2 "))
     settings = {"BENTOML_CONFIG": str(config), "TABSERVE_LOG_SUCCESS_SHARE": "1"}
@@ -137,8 +139,14 @@ def test_every_worker_serves_the_same_model_and_metrics_add_up_over_them(models:
         assert versions == {models.tag(BUILT_IN)}
         counted = 'tabserve_requests_total{route="/predict",status="200"} 64.0'
         wait_for(lambda: counted in httpx.get(f"{service.url}/metrics").text)
-        answered = [line for line in lines_of(service) if line.get("route") == "/predict"]
-        assert len({line["process"] for line in answered}) == 2
+        workers = {line["process"] for line in lines_of(service) if line.get("route") == "/predict"}
+        assert len(workers) == 2
+
+        os.kill(min(workers), signal.SIGKILL)
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            list(pool.map(ask, range(16)))
+        counted = 'tabserve_requests_total{route="/predict",status="200"} 80.0'
+        wait_for(lambda: counted in httpx.get(f"{service.url}/metrics").text)
 
 
 def test_it_is_alive_before_it_is_ready_and_answers_503_until_then(models: TrainedModels, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from loadtest.benchmark.side_by_side import Point, Result, Running, measured_rou
 from loadtest.benchmark.targets import Target
 from loadtest.processes import Server, free_port, running
 
-SERVER_CORE, LOAD_CORE = 0, 1
+SERVER_CORE, LOAD_CORE = 0, min(1, (os.cpu_count() or 1) - 1)
 MAX_ROWS = 512
 
 ONE = Point("1 connection", candidates.ALL, connections=1)

@@ -181,8 +181,14 @@ class _OpenLoop(_Load):
             self.idle.popleft().ask(self.next_number(), self.due.popleft())
 
 
-async def closed_loop(port: int, requests: Sequence[bytes], *, connections: int, seconds: float) -> Measured:
-    """Asks from so many connections, each with one request at a time."""
+async def closed_loop(
+    port: int, requests: Sequence[bytes], *, connections: int, seconds: float, drain_seconds: float = 15
+) -> Measured:
+    """Asks from so many connections, each with one request at a time.
+
+    Args:
+        drain_seconds: how long the last answers are waited for; what has not come then counts as unanswered.
+    """
     load = _ClosedLoop(requests)
     opened = [await load.connect(port) for _ in range(connections)]
     with _QuietCollector():
@@ -192,7 +198,7 @@ async def closed_loop(port: int, requests: Sequence[bytes], *, connections: int,
         await asyncio.sleep(seconds)
         load.is_over = True
         load.measured.end(started, cpu)
-        await _drained(opened)
+        await _drained(opened, drain_seconds)
         _close(opened, load.measured)
     return load.measured
 
@@ -222,13 +228,13 @@ async def open_loop(
             load.send()
             await asyncio.sleep(0)  # timers are as coarse as a millisecond; this core has nothing else to do
         load.measured.end(started, cpu)
-        await _drained(opened, load.due)
+        await _drained(opened, 15, load.due)
         load.measured.unanswered += len(load.due)
         _close(opened, load.measured)
     return load.measured
 
 
-async def _drained(opened: Sequence[_Connection], due: Collection[float] = (), limit_seconds: float = 15) -> None:
+async def _drained(opened: Sequence[_Connection], limit_seconds: float, due: Collection[float] = ()) -> None:
     """Waits for the answers that are still under way."""
     until = time.perf_counter() + limit_seconds
     while (due or any(connection.is_waiting for connection in opened)) and time.perf_counter() < until:  # noqa: ASYNC110
