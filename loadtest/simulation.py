@@ -27,6 +27,7 @@ from tabserve.engine import Scores
 
 WARM_UP_ROWS = (1, 8, 64, MAX_ROWS)  # as the service does
 CLOCK_RESOLUTION = 1e-9  # seconds; asyncio too calls a timer as much too early
+MOST_TURNS = 10_000  # of the loop at one instant; a handful is usual
 ANSWERED = "answered"
 DEADLINE = "deadline"
 
@@ -57,11 +58,17 @@ class _JumpingSelector(selectors.SelectSelector):
     def __init__(self, loop: VirtualLoop) -> None:
         super().__init__()
         self._loop = loop
+        self._n_turns = 0
+        self._since = 0.0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
             raise RuntimeError("somebody waits, and neither a callback nor a timer is left: it would be for ever")
         self._loop.now += timeout
+        self._n_turns = self._n_turns + 1 if self._loop.now == self._since else 0
+        if self._n_turns > MOST_TURNS:
+            raise RuntimeError(f"{MOST_TURNS} turns of the loop, and still {self._loop.now} s: it would be for ever")
+        self._since = self._loop.now
         self._loop.poll()
         return super().select(0)  # the loop's own wake-ups
 
@@ -232,6 +239,8 @@ class Simulation:
 
 class _NobodyObserves:
     def queue_left(self, n_rows: int) -> None: ...
-    def batch_started(self, longest_wait_seconds: float) -> None: ...
+    def request_split(self) -> None: ...
+    def batch_failed(self, reason: str) -> None: ...
+    def batch_started(self, cap_rows: int, longest_wait_seconds: float) -> None: ...
     def batch_done(self, n_rows: int, service_seconds: float) -> None: ...
     def refused(self, reason: str, n_rows: int) -> None: ...

@@ -56,8 +56,10 @@ class Observer(Protocol):
     """What is told about batches; the metrics of the service, or nothing."""
 
     def queue_left(self, n_rows: int) -> None: ...
-    def batch_started(self, longest_wait_seconds: float) -> None: ...
+    def request_split(self) -> None: ...
+    def batch_started(self, cap_rows: int, longest_wait_seconds: float) -> None: ...
     def batch_done(self, n_rows: int, service_seconds: float) -> None: ...
+    def batch_failed(self, reason: str) -> None: ...
     def refused(self, reason: str, n_rows: int) -> None: ...
 
 
@@ -141,6 +143,7 @@ class _Job:
 class _Batch:
     """Slices of jobs, in the order in which their rows stand in the batch."""
 
+    cap: int = 0
     slices: list[tuple[_Job, int, int]] = field(default_factory=list)
     n_rows: int = 0
 
@@ -279,7 +282,7 @@ class Batcher:
         now = self._clock()
         until = now + TURN_SECONDS
         while (batch := self._take(now)).slices:
-            self._observer.batch_started(now - min(job.enqueued for job, _, _ in batch.slices))
+            self._observer.batch_started(batch.cap, now - min(job.enqueued for job, _, _ in batch.slices))
             self._observer.queue_left(self._queued_rows)
             parts = [job.rows[start:stop] for job, start, stop in batch.slices]
             expected = self.service_time.of(batch.n_rows)
@@ -323,15 +326,17 @@ class Batcher:
 
     def _take(self, now: float) -> _Batch:
         """The next batch: whoever came first first, and large requests by turns."""
-        batch, cap, turn = _Batch(), self.cap(), self._rows_of_a_turn()
+        batch, turn = _Batch(self.cap()), self._rows_of_a_turn()
         for _ in range(len(self._queue)):
-            if batch.n_rows >= cap or (batch.slices and not self._merges):
+            if batch.n_rows >= batch.cap or (batch.slices and not self._merges):
                 break
             job = self._queue.popleft()
             if not self._is_due(job, now):
                 continue
             left = len(job.rows) - job.n_taken
-            n_rows = min(left, turn, cap - batch.n_rows)
+            n_rows = min(left, turn, batch.cap - batch.n_rows)
+            if n_rows < left and job.n_taken == 0:
+                self._observer.request_split()
             batch.slices.append((job, job.n_taken, job.n_taken + n_rows))
             batch.n_rows += n_rows
             job.n_taken += n_rows
@@ -364,18 +369,21 @@ class Batcher:
             scores = self._predict(rows)
         except Exception as error:  # noqa: BLE001  # it belongs to the callers at fault
             if len(parts) == 1:
-                return _Outcome([error], None)
+                return _Outcome([error], failure="raised")
             # Halves, until only the requests at fault fail.
             middle = len(parts) // 2
-            return _Outcome(self._run(parts[:middle]).answers + self._run(parts[middle:]).answers, None)
+            answers = self._run(parts[:middle]).answers + self._run(parts[middle:]).answers
+            return _Outcome(answers, failure="raised")
         seconds = self._clock() - started
         if len(scores) != len(rows):
             wrong = RuntimeError(f"the engine gave {len(scores)} scores for {len(rows)} rows")
-            return _Outcome([wrong] * len(parts), None)
+            return _Outcome([wrong] * len(parts), failure="wrong_length")
         return _Outcome([scores] if len(parts) == 1 else _split(scores, parts), seconds)
 
     def _finish(self, batch: _Batch, outcome: "_Outcome") -> None:
-        if outcome.seconds is not None:
+        if outcome.failure is not None:
+            self._observer.batch_failed(outcome.failure)
+        elif outcome.seconds is not None:
             self.service_time.observe(batch.n_rows, outcome.seconds)
             self._observer.batch_done(batch.n_rows, outcome.seconds)
         for (job, start, stop), answer in zip(batch.slices, outcome.answers, strict=True):
@@ -383,10 +391,11 @@ class Batcher:
 
 
 class _Outcome(NamedTuple):
-    """An answer a part, and the seconds that the engine took; None where it raised."""
+    """An answer a part, and the seconds that the engine took or what went wrong with the batch as a whole."""
 
     answers: list[Scores | Exception]
-    seconds: float | None
+    seconds: float | None = None
+    failure: str | None = None
 
 
 def _split(scores: Scores, parts: Sequence[Rows]) -> list[Scores | Exception]:

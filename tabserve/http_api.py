@@ -47,6 +47,7 @@ JSON_TYPE = b"application/json"
 RETRY_AFTER_SECONDS = 1
 SECONDS_BETWEEN_REFUSAL_LINES = 1.0  # writing a line costs as much as refusing several requests
 
+ROWS_OF_A_TURN = 128  # of an answer are written before the event loop looks at others: 0.2 ms
 INLINE_BYTES = 8192  # of a body that needs a closer look: handing it to a thread takes about as long as looking
 
 
@@ -161,13 +162,15 @@ class FrontDoor:
         body = await self._read_json_body(scope, receive)
         rows = model.bodies.quick_one(body) or await self._look_closer(model.bodies.one, body)
         scores = await self._score(batcher, rows, scope, receive)
-        predictions, outcome = self._predictions(model, rows, scores)
+        (said,) = _said(model, scores)
+        self._add_warnings([said], rows)
         answer = {
-            **outcome[0],
+            **said,
             "model_version": model.tag,
             "n_features_in": rows.values.shape[1],
             "latency_ms": _milliseconds_since(scope["tabserve.started"]),
         }
+        predictions = Predictions([said["prediction_id"]], rows.values, scores, model.tag)
         return Answer(200, msgspec.json.encode(answer), predictions=predictions)
 
     async def _predict_batch(self, scope: Scope, receive: Receive) -> Answer:
@@ -175,14 +178,19 @@ class FrontDoor:
         body = await self._read_json_body(scope, receive)
         rows = model.bodies.quick_many(body) or await self._look_closer(model.bodies.many, body)
         scores = await self._score(batcher, rows, scope, receive)
-        predictions, outcome = self._predictions(model, rows, scores)
+        said = _said(model, scores[:ROWS_OF_A_TURN])
+        for start in range(ROWS_OF_A_TURN, len(scores), ROWS_OF_A_TURN):
+            await asyncio.sleep(0)
+            said += _said(model, scores[start : start + ROWS_OF_A_TURN])
+        self._add_warnings(said, rows)
         answer = {
-            "predictions": outcome,
+            "predictions": said,
             "model_version": model.tag,
-            "n_instances": len(outcome),
+            "n_instances": len(said),
             "n_features_in": rows.values.shape[1],
             "latency_ms": _milliseconds_since(scope["tabserve.started"]),
         }
+        predictions = Predictions([of_row["prediction_id"] for of_row in said], rows.values, scores, model.tag)
         return Answer(200, msgspec.json.encode(answer), predictions=predictions)
 
     def _model_with_room(self, scope: Scope) -> tuple[ServedModel, Batcher]:
@@ -231,20 +239,11 @@ class FrontDoor:
         self._batchers[model] = batcher
         return batcher
 
-    def _predictions(
-        self, model: ServedModel, rows: ReadRows, scores: Scores
-    ) -> tuple[Predictions, list[dict[str, Any]]]:
-        """What the log gets and what the caller gets: for each row an id of its own, and what its scores say."""
-        ids = [str(uuid7()) for _ in range(len(scores))]
-        outcome = [
-            {"prediction_id": of_row, **said}
-            for of_row, said in zip(ids, outcomes(model.loaded.contract, scores), strict=True)
-        ]
+    def _add_warnings(self, said: list[dict[str, Any]], rows: ReadRows) -> None:
         for row, warnings in rows.warnings.items():
-            outcome[row]["warnings"] = [warning.as_detail() for warning in warnings]
+            said[row]["warnings"] = [warning.as_detail() for warning in warnings]
             for warning in warnings:
                 self._telemetry.value_out_of_range(warning.feature or "")
-        return Predictions(ids, rows.values, scores, model.tag), outcome
 
     async def _read_json_body(self, scope: Scope, receive: Receive) -> bytes:
         _check_media_type(scope)
@@ -401,6 +400,11 @@ async def _body_in_pieces(receive: Receive, limit: int) -> bytes:
 
 def _too_large(limit: int) -> HttpError:
     return HttpError(413, f"The body is larger than {limit} bytes; send fewer rows in a request.")
+
+
+def _said(model: ServedModel, scores: Scores) -> list[dict[str, Any]]:
+    """What a caller is told of each row: an id of its own, and what its scores say."""
+    return [{"prediction_id": str(uuid7()), **said} for said in outcomes(model.loaded.contract, scores)]
 
 
 def _overloaded(error: RefusedError) -> HttpError:

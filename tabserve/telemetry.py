@@ -104,6 +104,21 @@ class Telemetry:
             ["reason"],
             registry=registry,
         )
+        self.failed_batches = Counter(
+            "tabserve_failed_batches",
+            "Batches of which the engine raised (halved until only the requests at fault fail) or lost rows.",
+            ["reason"],
+            registry=registry,
+        )
+        self.split_requests = Counter(
+            "tabserve_split_requests", "Requests that went to the engine in several batches.", registry=registry
+        )
+        self.cap_rows = Gauge(
+            "tabserve_batch_cap_rows",
+            "The most rows that the last batch could have had.",
+            registry=registry,
+            multiprocess_mode="mostrecent",
+        )
         self.queued_rows = Gauge(
             "tabserve_queued_rows",
             "Rows that were left waiting when the last batch started.",
@@ -174,20 +189,33 @@ class BatchTelemetry:
         self._queued_rows = telemetry.queued_rows
         self._refused_rows = telemetry.refused_rows
         self._predictions = telemetry.predictions.labels(model_version)
+        self._failed_batches = telemetry.failed_batches
+        self._split_requests = telemetry.split_requests
+        self._cap_rows = telemetry.cap_rows
         self._last_queued_rows = 0
+        self._last_cap_rows = 0
 
     def queue_left(self, n_rows: int) -> None:
         if n_rows != self._last_queued_rows:
             self._last_queued_rows = n_rows
             self._queued_rows.set(n_rows)
 
-    def batch_started(self, longest_wait_seconds: float) -> None:
+    def request_split(self) -> None:
+        self._split_requests.inc()
+
+    def batch_started(self, cap_rows: int, longest_wait_seconds: float) -> None:
         self._wait_seconds.observe(longest_wait_seconds)
+        if cap_rows != self._last_cap_rows:
+            self._last_cap_rows = cap_rows
+            self._cap_rows.set(cap_rows)
 
     def batch_done(self, n_rows: int, service_seconds: float) -> None:
         self._rows.observe(n_rows)
         self._seconds.observe(service_seconds)
         self._predictions.inc(n_rows)
+
+    def batch_failed(self, reason: str) -> None:
+        self._failed_batches.labels(reason).inc()
 
     def refused(self, reason: str, n_rows: int) -> None:
         self._refused_rows.labels(reason).inc(n_rows)

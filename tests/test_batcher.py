@@ -20,13 +20,20 @@ class Seen:
     def __init__(self) -> None:
         self.batches: list[int] = []
         self.refusals: list[str] = []
-        self.waits: list[float] = []
+        self.failures: list[str] = []
+        self.splits = 0
 
     def batch_done(self, n_rows: int, service_seconds: float) -> None:
         self.batches.append(n_rows)
 
-    def batch_started(self, longest_wait_seconds: float) -> None:
-        self.waits.append(longest_wait_seconds)
+    def batch_started(self, cap_rows: int, longest_wait_seconds: float) -> None:
+        pass
+
+    def batch_failed(self, reason: str) -> None:
+        self.failures.append(reason)
+
+    def request_split(self) -> None:
+        self.splits += 1
 
     def refused(self, reason: str, n_rows: int) -> None:
         self.refusals.append(reason)
@@ -102,6 +109,7 @@ def test_a_request_larger_than_a_batch_is_split_and_put_together_again(thread) -
 
     assert scores.tolist() == doubled(rows_of(0, 40)).tolist()
     assert seen.batches == [7, 7, 7, 7, 7, 5]
+    assert seen.splits == 1
 
 
 def test_a_large_request_takes_turns_with_small_ones(thread) -> None:
@@ -128,23 +136,29 @@ def test_one_poisoned_row_among_64_requests_fails_its_caller_alone(thread) -> No
             raise ValueError("thirteen")
         return doubled(rows)
 
+    seen = Seen()
+
     async def ask() -> list:
-        batcher = Batcher(poisoned, thread, Seen())
+        batcher = Batcher(poisoned, thread, seen)
         return await asyncio.gather(*(batcher.submit(rows_of(i)) for i in range(64)), return_exceptions=True)
 
     found = run(ask())
 
+    assert seen.failures == ["raised"]
     assert isinstance(found[13], ValueError)
     for i in set(range(64)) - {13}:
         assert found[i].tolist() == doubled(rows_of(i)).tolist()
 
 
 def test_an_engine_that_gives_too_few_scores_answers_nobody_with_them(thread) -> None:
+    seen = Seen()
+
     async def ask() -> list:
-        batcher = Batcher(lambda rows: doubled(rows)[:-1], thread, Seen())
+        batcher = Batcher(lambda rows: doubled(rows)[:-1], thread, seen)
         return await asyncio.gather(*(batcher.submit(rows_of(i)) for i in range(4)), return_exceptions=True)
 
     assert all("gave 3 scores for 4 rows" in str(error) for error in run(ask()))
+    assert seen.failures == ["wrong_length"]
 
 
 def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(thread) -> None:

@@ -50,7 +50,13 @@ class Seen:
         if n_rows < 0:
             self._broken.append(f"{n_rows} rows are left in the queue")
 
-    def batch_started(self, longest_wait_seconds: float) -> None:
+    def request_split(self) -> None:
+        pass
+
+    def batch_failed(self, reason: str) -> None:
+        pass
+
+    def batch_started(self, cap_rows: int, longest_wait_seconds: float) -> None:
         if longest_wait_seconds < 0:
             self._broken.append(f"somebody waited {longest_wait_seconds} s")
 

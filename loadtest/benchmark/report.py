@@ -25,16 +25,23 @@ PACKAGES = ("bentoml", "scikit-learn", "onnxruntime", "numpy", "fastapi", "starl
 
 def machine() -> str:
     """Where and with what: date, commit, processor, memory, versions."""
-    describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
+    commit = _git("describe", "--always") or "unknown"
+    if _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs"):
+        commit += " with changes"
     processor = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
     versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
     return (
-        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, commit {commit or 'unknown'}. "
+        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, commit {commit}. "
         f"{processor[1] if processor else platform.processor()}, {psutil.cpu_count()} cores, "
         f"{psutil.virtual_memory().total / 2**30:.0f} GiB, {platform.system()} {platform.release()}. "
         f"Python {platform.python_version()}, {versions}."
     )
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(
+        ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False
+    ).stdout.strip()
 
 
 def targets_table(found: Sequence[Target]) -> str:
