@@ -13,9 +13,10 @@ from typing import Annotated, Any
 
 from tabserve import model_store
 from tabserve.answers import outcomes
+from tabserve.asgi import App, Receive, Scope, Send
 from tabserve.bodies import unwrapped
 from tabserve.contract import MAX_ROWS, Rows
-from tabserve.http_api import App, FrontDoor, Receive, Scope, Send
+from tabserve.http_api import FrontDoor
 from tabserve.model_store import ModelRefusedError, StoredModel
 from tabserve.prediction_log import NoPredictionLog
 from tabserve.rollout import NotReadyError, Rollout, ServedModel, choose_model

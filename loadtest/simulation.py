@@ -7,7 +7,6 @@ What Python itself costs is not in it: a request, a thread and a turn of the loo
 """
 
 import asyncio
-import contextlib
 import heapq
 import itertools
 import math
@@ -179,8 +178,8 @@ class Simulation:
 
     def run(self, arrivals: Sequence[Arrival] = (), clients: Iterable[KeenClient] = ()) -> Self:
         """Until all of them are answered; once."""
-        with contextlib.closing(self._loop):
-            self._loop.run_until_complete(self._let_in(arrivals, clients))
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._let_in(arrivals, clients))
         return self
 
     def rows_per_second(self, since: float, until: float) -> float:

@@ -7,11 +7,9 @@ Every error of these routes is `{"error": sentence, "detail": [{"row", "feature"
 """
 
 import asyncio
-import logging
 import math
-import random
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,21 +19,27 @@ from uuid_utils import uuid7
 
 from tabserve import documentation
 from tabserve.answers import Answer, HttpError, json_answer, outcomes, quoted
+from tabserve.asgi import (
+    App,
+    ClientGoneError,
+    Receive,
+    Scope,
+    Send,
+    passed_on,
+    read_json_body,
+    replaying,
+    send_answer,
+    still_connected,
+)
 from tabserve.batcher import Batcher, CallerGoneError, DeadlineExceededError, RefusedError
 from tabserve.contract import MAX_ROWS
 from tabserve.engine import Scores
 from tabserve.prediction_log import PredictionLog, Predictions
+from tabserve.request_log import RequestLog
 from tabserve.rollout import NotReadyError, Rollout, ServedModel
 from tabserve.settings import Settings
 from tabserve.telemetry import METRICS_CONTENT_TYPE, Telemetry
 from tabserve.validation import ReadRows
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-logger = logging.getLogger(__name__)
 
 # What stays BentoML's: probes, its API and the description of it, and the files of its API page. Its page at / is not
 # passed on, because it loads a tracker from outside; /docs shows BentoML's API too.
@@ -43,16 +47,10 @@ BENTOML_API = "/bento/predict"
 BENTOML_PATHS = frozenset({BENTOML_API, "/livez", "/healthz", "/readyz", "/docs.json", "/schema.json"})
 BENTOML_FILES = "/static_content/"
 
-JSON_TYPE = b"application/json"
 RETRY_AFTER_SECONDS = 1
-SECONDS_BETWEEN_REFUSAL_LINES = 1.0  # writing a line costs as much as refusing several requests
 
 ROWS_OF_A_TURN = 128  # of an answer are written before the event loop looks at others: 0.2 ms
 INLINE_BYTES = 8192  # of a body that needs a closer look: handing it to a thread takes about as long as looking
-
-
-class ClientGoneError(Exception):
-    """Nobody is left to answer."""
 
 
 Handler = Callable[[Scope, Receive], Awaitable[Answer]]
@@ -82,8 +80,7 @@ class FrontDoor:
         self._prediction_log = prediction_log
         self._timeout_seconds = settings.request_timeout_ms / 1000
         self._started = time.monotonic()
-        self._next_refusal_line = self._started
-        self._refused_without_a_line = 0
+        self._request_log = RequestLog(settings.log_success_share)
         # For what would hold up the event loop, which has probes to answer: long batches, and bodies that are looked at
         # value by value. Two threads, because a body must not wait for a batch to learn that there is no room for it.
         self._engine_thread = ThreadPoolExecutor(1, thread_name_prefix="tabserve-engine")
@@ -131,7 +128,7 @@ class FrontDoor:
             refusal = _as_refusal(fault)
             error = refusal or fault
             answer = (refusal or HttpError(500, "The service failed to answer; its log says why.")).answer()
-        await _send(send, answer, with_body=scope["method"] != "HEAD")
+        await send_answer(send, answer, with_body=scope["method"] != "HEAD")
         self._record(label, scope["method"], answer, error, time.perf_counter() - started)
 
     async def _guard_bentomls_api(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -139,14 +136,14 @@ class FrontDoor:
         started = time.perf_counter()
         error: Exception | None = None
         try:
-            receive = _replaying(await self._read_json_body(scope, receive), receive)
+            receive = replaying(await self._body(scope, receive), receive)
         except ClientGoneError:
             return
         except HttpError as refusal:
             error, answer = refusal, refusal.answer()
-            await _send(send, answer, with_body=True)
+            await send_answer(send, answer, with_body=True)
         else:
-            answer, error = await _passed_on(self._app, scope, receive, send)
+            answer, error = await passed_on(self._app, scope, receive, send)
         self._record(BENTOML_API, scope["method"], answer, error, time.perf_counter() - started)
         if error is not None and not isinstance(error, HttpError):
             raise error
@@ -159,7 +156,7 @@ class FrontDoor:
 
     async def _predict(self, scope: Scope, receive: Receive) -> Answer:
         model, batcher = self._model_with_room(scope)
-        body = await self._read_json_body(scope, receive)
+        body = await self._body(scope, receive)
         rows = model.bodies.quick_one(body) or await self._look_closer(model.bodies.one, body)
         scores = await self._score(batcher, rows, scope, receive)
         (said,) = _said(model, scores)
@@ -175,7 +172,7 @@ class FrontDoor:
 
     async def _predict_batch(self, scope: Scope, receive: Receive) -> Answer:
         model, batcher = self._model_with_room(scope)
-        body = await self._read_json_body(scope, receive)
+        body = await self._body(scope, receive)
         rows = model.bodies.quick_many(body) or await self._look_closer(model.bodies.many, body)
         scores = await self._score(batcher, rows, scope, receive)
         said = _said(model, scores[:ROWS_OF_A_TURN])
@@ -215,7 +212,7 @@ class FrontDoor:
     async def _score(self, batcher: Batcher, rows: ReadRows, scope: Scope, receive: Receive) -> Scores:
         try:
             return await batcher.submit(
-                rows.values, timeout_seconds=self._seconds_left(scope), is_wanted=_still_connected(receive)
+                rows.values, timeout_seconds=self._seconds_left(scope), is_wanted=still_connected(receive)
             )
         except RefusedError as error:
             raise _overloaded(error) from error
@@ -245,20 +242,9 @@ class FrontDoor:
             for warning in warnings:
                 self._telemetry.value_out_of_range(warning.feature or "")
 
-    async def _read_json_body(self, scope: Scope, receive: Receive) -> bytes:
-        _check_media_type(scope)
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
         limit = self._settings.max_body_bytes
-        if _is_all_here(receive):
-            body: bytes = (await receive()).get("body", b"")
-            if len(body) > limit:
-                raise _too_large(limit)
-            return body
-        try:
-            async with asyncio.timeout(self._timeout_seconds):
-                return await _body_in_pieces(receive, limit)
-        except TimeoutError:
-            message = f"The body did not come within {self._timeout_seconds:g} s; send it faster, or send less."
-            raise HttpError(408, message, headers={"connection": "close"}) from None
+        return await read_json_body(scope, receive, max_bytes=limit, max_seconds=self._timeout_seconds)
 
     # --- about the service
 
@@ -320,48 +306,9 @@ class FrontDoor:
         if isinstance(error, HttpError):
             for violation in error.violations:
                 self._telemetry.value_rejected(violation.rule)
-        if not self._gets_a_line(route, answer.status):
-            return
-        champion = self._rollout.champion().tag if self._rollout.is_ready else None
-        fields: dict[str, Any] = {
-            "method": method,
-            "route": route,
-            "status": answer.status,
-            "latency_ms": round(elapsed_seconds * 1000, 3),
-            "model_version": predictions.model_version if predictions else champion,
-            "prediction_ids": predictions.ids if predictions else [],
-        }
-        if answer.status == 503:
-            fields["refused_without_a_line"], self._refused_without_a_line = self._refused_without_a_line, 0
-        if isinstance(error, HttpError):
-            # A name that is not the model's is the caller's text, as a value is.
-            named = [violation for violation in error.violations if violation.rule != "unknown_name"]
-            fields["rules"] = sorted(
-                {violation.rule for violation in error.violations}
-                | {f"{v.rule}:{v.feature}" for v in named if v.feature}
-            )
-            logger.warning("request refused", extra={"fields": fields})
-        elif error is not None:
-            logger.error("request failed", exc_info=error, extra={"fields": fields})
-        elif answer.status >= 400:
-            logger.warning("request refused by BentoML", extra={"fields": fields})
-        else:
-            logger.info("request", extra={"fields": fields})
-
-    def _gets_a_line(self, route: str, status: int) -> bool:
-        """Whether a request is logged: if it failed; but a flood that is refused must not become a flood of lines."""
-        if status < 400:
-            return random.random() < self._settings.log_success_share  # noqa: S311
-        if route == "/ready":
-            return False  # a probe that is told "not ready" is no failure, and comes every few seconds
-        if status != 503:
-            return True
-        now = time.monotonic()
-        if now < self._next_refusal_line:
-            self._refused_without_a_line += 1
-            return False
-        self._next_refusal_line = now + SECONDS_BETWEEN_REFUSAL_LINES
-        return True
+        if self._request_log.wants(route, answer.status):
+            champion = self._rollout.champion().tag if self._rollout.is_ready else None
+            self._request_log.write(method, route, answer, error, elapsed_seconds=elapsed_seconds, champion=champion)
 
 
 def _check_method(expected: str, scope: Scope) -> None:
@@ -371,35 +318,6 @@ def _check_method(expected: str, scope: Scope) -> None:
     allowed = ("GET", "HEAD") if expected == "GET" else (expected,)
     message = f"{scope['path']} takes {' and '.join(allowed)}, got {method}."
     raise HttpError(405, message, headers={"allow": ", ".join(allowed)})
-
-
-def _check_media_type(scope: Scope) -> None:
-    for name, value in scope["headers"]:
-        if name == b"content-type" and value != JSON_TYPE:
-            media_type = value.split(b";")[0].strip().lower()
-            if media_type != JSON_TYPE:
-                got = quoted(media_type.decode("latin-1"))
-                raise HttpError(415, f"Expected Content-Type: application/json, got {got}.")
-        elif name == b"content-encoding" and value.strip().lower() != b"identity":
-            got = quoted(value.strip().lower().decode("latin-1"))
-            raise HttpError(415, f"Expected a body without Content-Encoding, got {got}.")
-
-
-async def _body_in_pieces(receive: Receive, limit: int) -> bytes:
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGoneError
-        body += message.get("body", b"")
-        if len(body) > limit:
-            raise _too_large(limit)
-        if not message.get("more_body"):
-            return bytes(body)
-
-
-def _too_large(limit: int) -> HttpError:
-    return HttpError(413, f"The body is larger than {limit} bytes; send fewer rows in a request.")
 
 
 def _said(model: ServedModel, scores: Scores) -> list[dict[str, Any]]:
@@ -419,32 +337,6 @@ def _as_refusal(fault: Exception) -> HttpError | None:
     return fault if isinstance(fault, HttpError) else None
 
 
-def _replaying(body: bytes, receive: Receive) -> Receive:
-    """What gives a body that was read already once more, and then what comes after it."""
-    unread = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def receive_again() -> MutableMapping[str, Any]:
-        return unread.pop() if unread else await receive()
-
-    return receive_again
-
-
-# What ASGI has no word for: `receive` is a method of uvicorn's own object for a request, which knows it. Under another
-# server nothing is known, and the slower way is taken.
-
-
-def _is_all_here(receive: Receive) -> bool:
-    """Whether the whole body has come: reading it waits for nothing, and needs no time limit."""
-    cycle = getattr(receive, "__self__", None)
-    return getattr(cycle, "more_body", True) is False and getattr(cycle, "disconnected", True) is False
-
-
-def _still_connected(receive: Receive) -> Callable[[], bool] | None:
-    """Whether the caller still waits. ASGI tells only those who read on."""
-    cycle: Any = getattr(receive, "__self__", None)
-    return (lambda: not cycle.disconnected) if hasattr(cycle, "disconnected") else None
-
-
 def _milliseconds_since(started: float) -> float:
     return round((time.perf_counter() - started) * 1000, 3)
 
@@ -454,28 +346,3 @@ def _page(page: documentation.Page) -> Handler:
         return Answer(200, page.body(), page.content_type, page.headers)
 
     return handler
-
-
-async def _passed_on(app: App, scope: Scope, receive: Receive, send: Send) -> tuple[Answer, Exception | None]:
-    """What BentoML's app answered, without its body, or what it raised: for the metrics and the log."""
-    status = 500  # what a caller gets where the app raises before it answers
-
-    async def send_and_see(message: MutableMapping[str, Any]) -> None:
-        nonlocal status
-        if message["type"] == "http.response.start":
-            status = message["status"]
-        await send(message)
-
-    try:
-        await app(scope, receive, send_and_see)
-    except Exception as error:  # noqa: BLE001  # raised again when it is recorded
-        return Answer(status, b""), error
-    return Answer(status, b""), None
-
-
-async def _send(send: Send, answer: Answer, *, with_body: bool) -> None:
-    headers = [(b"content-type", answer.content_type.encode()), (b"content-length", b"%d" % len(answer.body))]
-    if answer.headers:
-        headers += [(name.encode(), value.encode()) for name, value in answer.headers.items()]
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": answer.body if with_body else b""})

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tabserve import batcher as batcher_module
-from tabserve.batcher import Batcher, CallerGoneError, DeadlineExceededError, RefusedError, ServiceTime
+from tabserve.batcher import Batcher, CallerGoneError, DeadlineExceededError, RefusedError
+from tabserve.service_time import REMEMBERED_BATCHES, ServiceTime
 
 
 class Seen:
@@ -394,7 +394,7 @@ def test_the_cap_recovers_after_a_slow_phase(thread) -> None:
     batcher = Batcher(doubled, thread, Seen(), budget_seconds=0.02)
     sizes = (1, 8, 64, 128)
     for speed, expected in ((1, 100), (10, 1), (1, 100)):
-        for _ in range(batcher_module.REMEMBERED_BATCHES // len(sizes)):
+        for _ in range(REMEMBERED_BATCHES // len(sizes)):
             for n_rows in sizes:
                 batcher.service_time.observe(n_rows, speed * (0.010 + 0.0001 * n_rows))
         assert batcher.cap() == pytest.approx(expected, abs=1)

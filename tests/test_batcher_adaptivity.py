@@ -13,8 +13,9 @@ from loadtest.simulation import (
     Simulation,
     poisson,
 )
-from tabserve.batcher import INLINE_SECONDS, REMEMBERED_BATCHES, TURN_SECONDS, WORTHWHILE
+from tabserve.batcher import INLINE_SECONDS, TURN_SECONDS, WORTHWHILE
 from tabserve.contract import MAX_ROWS
+from tabserve.service_time import REMEMBERED_BATCHES
 
 SETTLED = 2 * REMEMBERED_BATCHES  # batches after a change, when nothing from before it is remembered
 

@@ -166,7 +166,7 @@ def test_a_flood_of_refusals_is_counted_and_not_a_flood_of_lines(door: FrontDoor
 
     async def flood() -> None:
         await asyncio.gather(*(ask(small, "/predict", Cycle(ONE_ROW)) for _ in range(50)))
-        small._next_refusal_line = 0.0
+        small._request_log._next_refusal_line = 0.0
         await asyncio.gather(*(ask(small, "/predict", Cycle(ONE_ROW)) for _ in range(50)))
 
     with caplog.at_level(logging.WARNING):

@@ -64,7 +64,9 @@ def test_the_readmes_tree_has_every_file_of_the_package() -> None:
     tree = README.split("## What is where")[1].split("```")[1]
     listed = set(re.findall(r"^ *(\S+) ", tree, re.MULTILINE))
     expected = {
-        path.rpartition("/")[2] for path in tracked_files() if path.startswith("tabserve/") and path.endswith(".py")
+        path.rpartition("/")[2]
+        for path in tracked_files()
+        if path.endswith(".py") and (path.startswith("tabserve/") or path.rpartition("/")[0] == "loadtest")
     }
 
     top = {
@@ -76,7 +78,9 @@ def test_the_readmes_tree_has_every_file_of_the_package() -> None:
         "requirements.txt",
         "Makefile",
     }
-    assert listed - {"tabserve/", "training/", "tests/"} == {*(expected - {"__init__.py"}), *top, "docs/decisions.md"}
+    docs = {"docs/benchmarks.md", "docs/decisions.md"}
+    folders = {"tabserve/", "training/", "tests/", "loadtest/", "benchmark/"}
+    assert listed - folders == {*(expected - {"__init__.py"}), *top, *docs}
 
 
 def test_the_readme_names_only_targets_and_options_that_exist() -> None:
