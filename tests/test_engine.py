@@ -79,6 +79,19 @@ def test_the_served_engine_says_what_scikit_learn_says_on_every_test_row_alone_a
     np.testing.assert_array_equal(alone, batch)
 
 
+def test_a_model_that_multiplies_matrices_says_the_same_alone_and_in_a_batch_to_the_twelfth_digit() -> None:
+    """The order in which a BLAS adds depends on the size of the batch; that of trees does not."""
+    table = builtin_table()
+    steps = [("preprocessor", StandardScaler()), ("model", LogisticRegression(max_iter=500))]
+    pipeline = Pipeline(steps).fit(table.contract.to_frame(table.rows), table.target)
+    engine = SklearnEngine(pipeline, table.contract)
+
+    batch = engine.predict(table.rows)
+    alone = np.concatenate([engine.predict(table.rows[row : row + 1]) for row in range(len(table.rows))])
+
+    np.testing.assert_allclose(alone, batch, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", [BUILT_IN, CUSTOMERS])
 def test_probabilities_sum_to_one(models: TrainedModels, name: str) -> None:
     model = models.load(name)
