@@ -85,7 +85,11 @@ def test_the_readmes_tree_has_every_file_of_the_package() -> None:
 
 def test_the_readme_names_only_targets_and_options_that_exist() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    help_text = subprocess.run([sys.executable, "train.py", "--help"], cwd=ROOT, capture_output=True, text=True).stdout
+    commands = (["train.py"], ["-m", "locust", "-f", "loadtest/locustfile.py"])
+    help_text = "".join(
+        subprocess.run([sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True).stdout
+        for command in commands
+    )
 
     assert set(re.findall(r"\bmake ([a-z]+)", README)) <= targets
     assert len(targets) <= 15

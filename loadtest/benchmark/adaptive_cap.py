@@ -87,7 +87,7 @@ def _slow_batch() -> list[BatchRecord]:
 
 
 def _constant_cost() -> list[BatchRecord]:
-    """Asked for twice what it can do, so that large batches could be had."""
-    model = SimulatedModel(fixed=0.0, per_row=0.001, noise=NOISE, seed=SEED)
-    arrivals = poisson(2000.0, 2.0, seed=SEED, timeout_seconds=0.5)
-    return Simulation(model, budget_seconds=BUDGET_SECONDS).run(arrivals).batches
+    """Asked for twice what it can do, with a budget for batches of any size: large ones could be had."""
+    model = SimulatedModel(fixed=0.0, per_row=0.004, noise=NOISE, seed=SEED)
+    arrivals = poisson(500.0, 2.0, seed=SEED, timeout_seconds=0.5)
+    return Simulation(model, budget_seconds=10.0).run(arrivals).batches
