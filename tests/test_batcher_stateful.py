@@ -67,6 +67,17 @@ class Seen:
         self.refusals += 1
 
 
+class WatchedThread(VirtualThread):
+    is_working = False
+
+    def submit(self, work, /, *args, **kwargs):
+        self.is_working = True
+        try:
+            return super().submit(work, *args, **kwargs)
+        finally:
+            self.is_working = False
+
+
 class BatcherMachine(RuleBasedStateMachine):
     """Callers, their clock and an engine with moods around the real batcher."""
 
@@ -82,14 +93,16 @@ class BatcherMachine(RuleBasedStateMachine):
         self.broken: list[str] = []
         self.moods: list[str] = []
         self.engine_free_at = 0.0
+        self.has_held_up_the_loop = False
         self.to_try_again: set[float] = set()  # rows of a batch that failed: they come again, in smaller ones
         self.failed_alone: set[Request] = set()
         self.miscounted: set[Request] = set()
         self.loop = VirtualLoop()
         self.loop.set_exception_handler(lambda _, context: self.broken.append(f"a callback raised: {context}"))
+        self.thread = WatchedThread(self.loop)
         self.batcher = Batcher(
             self.predict,
-            VirtualThread(self.loop),
+            self.thread,
             Seen(self.broken),
             max_rows=max_rows,
             max_queued_rows=max_queued_rows,
@@ -108,6 +121,7 @@ class BatcherMachine(RuleBasedStateMachine):
         mood = self.moods.pop() if self.moods else ""
         seconds = (self.cost[0] + self.cost[1] * len(rows)) * (100 if mood == "slow" else 1)
         self.loop.now += seconds
+        self.has_held_up_the_loop |= not self.thread.is_working
         self.engine_free_at = self.loop.now
         poisoned = [number for number, request in zip(owners, inside, strict=True) if poison_of(request) in rows[:, 0]]
         if mood == "broken" or poisoned:
@@ -180,11 +194,15 @@ class BatcherMachine(RuleBasedStateMachine):
             PoisonError: request.is_poisoned,
             BrokenEngineError: request in self.failed_alone,
             RuntimeError: request in self.miscounted,
-            DeadlineExceededError: self.loop.now >= request.asked_at + request.timeout,
+            DeadlineExceededError: self.is_just_over(request.asked_at + request.timeout),
             CallerGoneError: not request.is_wanted,
             asyncio.CancelledError: request.is_cancelled,
         }
         return "" if reasons.get(type(outcome), False) else "an error that is not its own"
+
+    def is_just_over(self, deadline: float) -> bool:
+        """A loop that no batch held up says so at that instant, also where the engine is not back yet."""
+        return deadline <= self.loop.now and (self.has_held_up_the_loop or self.loop.now <= deadline + CLOCK_RESOLUTION)
 
     def waiting(self) -> list[Request]:
         return [request for request in self.requests if request.outcome is None]
