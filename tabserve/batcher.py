@@ -120,7 +120,8 @@ class Batcher:
         self._is_busy = False
         self._busy_until = 0.0
         self._in_thread = _Batch()
-        self._next_deadline: asyncio.TimerHandle | None = None
+        self._wake_up: asyncio.TimerHandle | None = None
+        self._wakes_at = math.inf
         self.service_time = ServiceTime()
 
     @property
@@ -171,6 +172,8 @@ class Batcher:
         if not self._is_busy:
             self._is_busy = True
             asyncio.get_running_loop().call_soon(self._start_when_read, 0)
+        elif self._in_thread.slices:
+            self._wake_by(job.deadline)
         return await future
 
     def admit(self, n_rows: int, timeout_seconds: float) -> None:
@@ -225,7 +228,7 @@ class Batcher:
                 running = asyncio.get_running_loop().run_in_executor(self._executor, self._run, parts)
                 running.add_done_callback(functools.partial(self._finish_and_go_on, batch))
                 self._in_thread = batch
-                self._wake_at_next_deadline()
+                self._wake_by(self._next_deadline())
                 return
             self._finish(batch, self._run(parts))
             now = self._clock()
@@ -235,25 +238,33 @@ class Batcher:
         self._observer.queue_left(0)
         self._is_busy = False
 
-    def _wake_at_next_deadline(self) -> None:
-        """While a batch is in the thread nothing else looks at deadlines, and it may never come back."""
+    def _next_deadline(self) -> float:
         waiting = itertools.chain((job for job, _, _ in self._in_thread.slices), self._queue)
-        deadline = min((job.deadline for job in waiting if not job.future.done()), default=math.inf)
-        if deadline < math.inf:
+        return min((job.deadline for job in waiting if not job.future.done()), default=math.inf)
+
+    def _wake_by(self, deadline: float) -> None:
+        """While a batch is in the thread nothing else looks at deadlines, and it may never come back."""
+        if deadline < self._wakes_at:
+            self._sleep_on()
             seconds = max(0.0, deadline - self._clock())
-            self._next_deadline = asyncio.get_running_loop().call_later(seconds, self._give_up_who_is_late)
+            self._wake_up = asyncio.get_running_loop().call_later(seconds, self._give_up_who_is_late)
+            self._wakes_at = deadline
+
+    def _sleep_on(self) -> None:
+        if self._wake_up is not None:
+            self._wake_up.cancel()
+        self._wake_up, self._wakes_at = None, math.inf
 
     def _give_up_who_is_late(self) -> None:
+        self._sleep_on()
         now = self._clock()
         for job in itertools.chain([job for job, _, _ in self._in_thread.slices], self._queue):
             if now >= job.deadline and not job.future.done():
                 self._give_up(job, "deadline", _late(job))
-        self._wake_at_next_deadline()
+        self._wake_by(self._next_deadline())
 
     def _finish_and_go_on(self, batch: _Batch, done: "asyncio.Future[_Outcome]") -> None:
-        if self._next_deadline is not None:
-            self._next_deadline.cancel()
-            self._next_deadline = None
+        self._sleep_on()
         self._in_thread = _Batch()
         self._finish(batch, done.result())
         self._start_next()

@@ -254,6 +254,28 @@ def test_nobody_waits_longer_than_his_time_for_an_engine_that_does_not_come_back
     assert seen.refusals == ["deadline", "deadline"]
 
 
+def test_a_request_that_comes_while_a_patient_one_is_in_the_engine_waits_no_longer_than_its_time(thread) -> None:
+    go_on = threading.Event()
+
+    def stuck(rows: np.ndarray) -> np.ndarray:
+        go_on.wait(20)
+        return doubled(rows)
+
+    async def ask() -> np.ndarray:
+        batcher = Batcher(stuck, thread, Seen())
+        batcher.service_time.observe(1, 0.01)
+        patient = asyncio.ensure_future(batcher.submit(rows_of(0)))
+        while not batcher._in_thread.slices:  # noqa: ASYNC110  # it comes to that in a few turns, or the test times out
+            await asyncio.sleep(0)
+        with pytest.raises(DeadlineExceededError):
+            await batcher.submit(rows_of(1), timeout_seconds=0.15)
+        assert not patient.done()
+        go_on.set()
+        return await patient
+
+    assert run(ask()).tolist() == [[0, 0]]
+
+
 def test_a_request_whose_caller_has_gone_costs_no_batch(thread) -> None:
     seen = Seen()
 
