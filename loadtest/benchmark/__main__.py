@@ -13,6 +13,7 @@ from pathlib import Path
 
 import uvloop
 
+from loadtest import pages
 from loadtest.benchmark import adaptive_cap, candidates, models, report, targets
 from loadtest.benchmark.candidates import Candidate
 from loadtest.benchmark.fairness import Fairness, fairness, fairness_open
@@ -147,7 +148,7 @@ def main() -> int:
     if arguments.write and is_complete:
         report.plot(results, [FEW, MANY, OPEN], PLOTS / "side-by-side.svg")
         adaptive_cap.plot(PLOTS / "adaptive-cap.svg")
-        report.replace_section(DOCUMENT, "benchmark", text)
+        pages.replace_section(DOCUMENT, "benchmark", text)
     return 1 if any(result.wrong for result in results) else 0
 
 
