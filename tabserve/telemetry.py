@@ -23,7 +23,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.values import MultiProcessValue
 from pydantic import ValidationError
 
-from tabserve.processes import ProcessesCollector
+from tabserve.resources import ProcessesCollector
 
 METRICS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

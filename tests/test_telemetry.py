@@ -7,7 +7,7 @@ from pathlib import Path
 
 from conftest import ROOT, wait_for
 
-from tabserve.processes import ProcessesCollector
+from tabserve.resources import ProcessesCollector
 
 WORKER = """
 import sys
