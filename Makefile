@@ -64,6 +64,10 @@ bench: .venv/training.installed .venv/loadtest.installed ## measure beside the a
 soak: .venv/training.installed .venv/loadtest.installed ## 70 % load for ten times traffic.timeout, write docs/benchmarks.md (3 minutes)
 	@$(BIN)/python -m loadtest.benchmark.soak --write
 
+.PHONY: capacity
+capacity: .venv/training.installed .venv/loadtest.installed ## the highest rate within the objectives, and the replicas for others (20 minutes)
+	@$(BIN)/python -m loadtest.benchmark.capacity --write
+
 .PHONY: lock
 lock: .venv/dev.installed ## resolve the locks after a change of pyproject.toml: all together, then each set from that
 	@$(COMPILE) --all-extras --output-file requirements/dev.txt

@@ -10,7 +10,8 @@ from locust.argument_parser import LocustArgumentParser
 
 from loadtest import slo
 from loadtest.errors import BadInputError
-from loadtest.profiles import EXPECTED_PEAK_RATE, MOST_SPAWNED_PER_SECOND, PROFILES, Stage, stages_of
+from loadtest.profiles import EXPECTED_PEAK_RATE, PROFILES, Stage, stages_of
+from loadtest.shape import MOST_SPAWNED_PER_SECOND
 from tabserve.settings import Settings
 
 USERS = 100  # sources of arrivals of an open loop, where --users does not say; a hundredth of the load is one of them

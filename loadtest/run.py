@@ -25,7 +25,7 @@ from loadtest.errors import BadInputError
 from loadtest.open_loop import DRAIN_SECONDS, Arrivals, OpenLoop, Rate
 from loadtest.options import Options
 from loadtest.payloads import Payloads, Wanted, prepare
-from loadtest.profiles import MOST_SPAWNED_PER_SECOND, ProfileShape
+from loadtest.shape import MOST_SPAWNED_PER_SECOND, ProfileShape
 from loadtest.timeline import Timeline
 from loadtest.workers import MasterSide, WorkerSide
 from tabserve.contract import Contract

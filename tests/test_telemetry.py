@@ -40,7 +40,7 @@ def test_cpu_and_memory_of_a_process_and_of_all_that_it_started_are_told() -> No
     start_another = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'])"
     with subprocess.Popen([sys.executable, "-c", start_another], stdin=subprocess.PIPE) as parent:
         collector = ProcessesCollector(parent.pid)
-        wait_for(lambda: len(next(collector.collect()).samples) == 2)
+        wait_for(lambda: [sample.value > 1e6 for sample in list(collector.collect())[1].samples] == [True, True])
         cpu, memory = collector.collect()
         parent.communicate(b"\n")
 
