@@ -38,6 +38,7 @@ http {{
     # about to send (docs/decisions.md has the numbers).
     set $pool all;
 {choices}
+
     # nginx has the whole body before a replica sees any of it, so that it can send it to another one. Up to the
     # service's limit it is kept in memory; more goes through, to be refused by the service in its own words.
     client_body_buffer_size {max_body_bytes};
