@@ -214,7 +214,7 @@ def main() -> int:
         "--slo", help="objectives beside and instead of those in loadtest/slo.yaml, p99=500ms,errors=1%%"
     )
     parser.add_argument(
-        "--seconds", type=float, default=8.0, help="of a step; what is found has to hold 5 times as long"
+        "--seconds", type=float, default=5.0, help="of a step; what is found has to hold 5 times as long"
     )
     parser.add_argument("--precision", type=float, default=0.03, help="share to which a rate is found (default: 0.03)")
     parser.add_argument("--only", metavar="MODEL", choices=("built-in", "forest"), help="one of the two models")
