@@ -25,7 +25,7 @@ from loadtest.errors import BadInputError
 from loadtest.profiles import EXPECTED_PEAK_RATE
 
 OPERATIONS = models.ROOT / "docs" / "operations.md"
-PEAK_CONNECTIONS, CONNECTIONS = 128, 1024
+PEAK_CONNECTIONS, CONNECTIONS = 128, 256
 ABOVE_PEAK = 1.3  # of the closed loop's peak, where the search begins: with less waiting, batches may be better
 LONGER = 5  # times as long as a step, the rate that was found has to hold
 STEP_BACK = 0.97
