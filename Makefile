@@ -71,7 +71,7 @@ soak: .venv/training.installed .venv/loadtest.installed ## 70 % load for ten tim
 	@$(BIN)/python -m loadtest.benchmark.soak --write
 
 .PHONY: capacity
-capacity: .venv/training.installed .venv/loadtest.installed ## the highest rate within the objectives, and the replicas for others (15 minutes)
+capacity: .venv/training.installed .venv/loadtest.installed ## the highest rate within the objectives, and the replicas for others (10 minutes)
 	@$(BIN)/python -m loadtest.benchmark.capacity --write
 
 .PHONY: lock

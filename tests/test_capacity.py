@@ -9,7 +9,7 @@ from conftest import ROOT
 from loadtest import slo
 from loadtest.benchmark import autoscaling
 from loadtest.benchmark.autoscaling import CpuCurve
-from loadtest.benchmark.capacity import LONGER, Step, highest, keeps_up
+from loadtest.benchmark.capacity import Step, in_turn, keeps_up, search
 from loadtest.benchmark.load import Measured
 
 
@@ -21,15 +21,15 @@ class Service:
         self.stalls_at = stalls_at
         self.rates: list[float] = []
 
-    def __call__(self, rate: float, seconds: float) -> Step:
+    def __call__(self, _name: str, rate: float, seconds: float) -> Step:
         self.rates.append(rate)
         limit = self.up_to if seconds == 1 else self.for_long_up_to
         is_met = rate <= limit and len(self.rates) not in self.stalls_at
-        return Step(rate, 1.0, 1.0, 1.0, 0, 0, [slo.Finding(is_met=is_met, sentence="")])
+        return Step(rate, min(rate, limit), 1.0, 1.0, 1.0, 0, 0, [slo.Finding(is_met=is_met, sentence="")])
 
 
 def found(service: Service, above: float = 13_000) -> float:
-    best = highest(service, above=above, seconds=1, precision=0.03)
+    best = in_turn({"it": search(above=above, seconds=1, precision=0.03)}, service)["it"]
     assert best is not None
     return best.rate
 
@@ -65,8 +65,24 @@ def test_a_queue_that_grows_is_not_kept_up_with_however_short_it_is_yet() -> Non
 
 
 def test_a_service_that_meets_the_objectives_at_no_rate_has_no_capacity() -> None:
-    assert highest(Service(up_to=0), above=1_000, seconds=1, precision=0.03) is None
-    assert LONGER > 1
+    assert in_turn({"it": search(above=1_000, seconds=1, precision=0.03)}, Service(up_to=0)) == {"it": None}
+
+
+def test_services_are_searched_in_turn_so_that_a_slow_minute_falls_on_all() -> None:
+    services = {"a": Service(up_to=9_000), "b": Service(up_to=3_000)}
+    asked: list[str] = []
+
+    def attempt(name: str, rate: float, seconds: float) -> Step:
+        asked.append(name)
+        return services[name](name, rate, seconds)
+
+    best = in_turn({name: search(above=13_000, seconds=1, precision=0.03) for name in services}, attempt)
+
+    for name, limit in (("a", 9_000), ("b", 3_000)):
+        step = best[name]
+        assert step is not None
+        assert limit * 0.96 <= step.rate <= limit
+    assert asked[:8] == ["a", "b"] * 4
 
 
 # A service with batches: cheap requests where there are many.
@@ -104,15 +120,15 @@ def test_the_autoscaler_leaves_a_quiet_service_at_two_and_goes_down_to_them() ->
 
 
 def test_the_search_runs_on_a_real_replica_with_batching_and_without() -> None:
-    command = [sys.executable, "-m", "loadtest.benchmark.capacity", "--only", "built-in", "--seconds", "0.5"]
+    command = [sys.executable, "-m", "loadtest.benchmark.capacity", "--seconds", "0.5"]
 
     done = subprocess.run(
         [*command, "--precision", "0.1", "--slo", "p99=5s"], cwd=ROOT, capture_output=True, text=True, timeout=240
     )
 
     assert done.returncode == 0, done.stderr
-    assert "| built-in | tabserve |" in done.stdout
-    assert "| built-in | tabserve, batching off |" in done.stdout
+    assert "| tabserve |" in done.stdout
+    assert "| tabserve, batching off |" in done.stdout
     assert "A replica reaches 65% of its core at" in done.stdout
     assert "Objectives: p99 5000 ms, errors 1 %." in done.stdout
 

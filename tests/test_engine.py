@@ -1,7 +1,12 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import BUILT_IN, CUSTOMERS, SPEND, TrainedModels
+from conftest import BUILT_IN, CUSTOMERS, ROOT, SPEND, TrainedModels
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.impute import SimpleImputer
@@ -295,3 +300,15 @@ def test_the_engine_of_onnx_uses_one_thread(models: TrainedModels) -> None:
     assert isinstance(model.engine, OnnxEngine)
     options = model.engine._session.get_session_options()
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (1, 1)
+
+
+def test_nothing_is_written_or_sent_for_the_makers_of_the_engine(models: TrainedModels, tmp_path: Path) -> None:
+    """ONNX Runtime keeps an identifier of the device in the home, and what is not sent yet among temporary files."""
+    code = "import sys, tabserve, onnxruntime; onnxruntime.InferenceSession(sys.argv[1])"
+    variables = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+
+    subprocess.run(
+        [sys.executable, "-c", code, str(models.directory(BUILT_IN) / "estimator.onnx")], env=variables, check=True
+    )
+
+    assert list(tmp_path.rglob("*")) == []

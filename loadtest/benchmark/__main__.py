@@ -44,7 +44,9 @@ def started(folder: Path, names: Collection[str]) -> Iterator[dict[tuple[bool, s
     say("training the two models")
     built_in = models.train(folder / "built-in")
     models.save_for_quickstart(built_in)
-    forest = models.train(folder / "forest", *models.TRAINED["forest"])
+    forest = models.train(
+        folder / "forest", "--estimator", "loadtest.benchmark.models:forest", "--engine", "scikit-learn"
+    )
     wanted = [(False, built_in, one) for one in candidates.ALL] + [(True, forest, one) for one in FOREST.candidates]
     with contextlib.ExitStack() as stack:
         found = {}

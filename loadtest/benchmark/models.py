@@ -20,11 +20,6 @@ from tabserve.engine import ONNX_FILE, PIPELINE_FILE
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = "quickstart"
-TRAINED = {
-    "built-in": (),
-    "forest": ("--estimator", "loadtest.benchmark.models:forest", "--engine", "scikit-learn"),
-}
-"""What train.py is told for each."""
 
 
 def forest() -> Pipeline:
@@ -51,6 +46,7 @@ def environment_of(home: Path) -> dict[str, str]:
         **kept,
         "BENTOML_HOME": str(home),
         "BENTOML_DO_NOT_TRACK": "True",
+        "ORT_DISABLE_TELEMETRY": "1",
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",  # every candidate has one core
     }
