@@ -158,7 +158,7 @@ def _plots(run: Ended) -> str:
             axis.set_ylabel(unit)
             axis.set_yscale("log" if is_log else "linear")
             if not is_log:
-                axis.set_ylim(0, max(axis.get_ylim()[1], 1) if unit != "cores" else None)
+                axis.set_ylim(0, 1.05 * max(axis.get_ylim()[1], 0.1 if unit == "cores" else 1))
             if len(shown) > 1:
                 axis.legend(frameon=False, fontsize=8)
             axis.spines[["top", "right"]].set_visible(False)

@@ -99,10 +99,11 @@ class Timeline:
         self._watching = gevent.spawn(self._watch)
 
     def end(self) -> None:
-        """Ends with the interval that has begun."""
+        """Ends with the interval that has begun, where anything has happened in it."""
         self._is_over.set()
         self._watching.join()
-        self._look()
+        if self._counts() != self._counted or not self.intervals:
+            self._look()
 
     def _watch(self) -> None:
         while not self._is_over.wait(self._interval_seconds):

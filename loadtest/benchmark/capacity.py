@@ -188,7 +188,8 @@ def capacities(
         uvloop.run(wait_until_it_answers(one.server, one.requests()))
         load = closed_loop(one.server.port, one.requests(), connections=PEAK_CONNECTIONS, seconds=seconds)
         searches[name] = search(above=ABOVE_PEAK * uvloop.run(load).rate, seconds=seconds, precision=precision)
-    best = {name: step for name, step in in_turn(searches, attempt).items() if step is not None}
+    ended = in_turn(searches, attempt)
+    best = {name: step for name in running if (step := ended[name]) is not None}
     curves: dict[str, list[Step]] = {name: [] for name in best}
     for share in SHARES:
         for name, step in best.items():
@@ -225,7 +226,12 @@ def autoscaling_tables(one: Capacity) -> str:
     at_target = cpu.rate(target)
     lines += [
         "",
-        f"A replica reaches {target:.0%} of its core at {at_target:.0f} requests a second.",
+        "| CPU of a replica | requests/s | of its capacity |",
+        "|---|---|---|",
+        *(
+            f"| {share:.0%} | {cpu.rate(share):.0f} | {cpu.rate(share) / one.best.rate:.0%} |"
+            for share in (target, 0.8, 0.9)
+        ),
         "",
         f"| requests/s | replicas at {target:.0%} CPU | at full capacity | the autoscaler's steps from 2 | CPU then |",
         "|---|---|---|---|---|",
