@@ -21,6 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tabserve.contract import Contract, Feature
+from tabserve.prediction_log.predictions import Predictions
 from tabserve.prediction_log.waiting import Put
 
 TIME = pa.timestamp("us", "UTC")
@@ -59,8 +60,8 @@ class PredictionColumns:
         like: a prediction of that model in that role.
     """
 
-    def __init__(self, like: Put, weight: float, *, personal_are_hashed: bool) -> None:
-        predictions = like.predictions
+    def __init__(self, like: Predictions, weight: float, *, personal_are_hashed: bool) -> None:
+        predictions = like
         contract = self._contract = predictions.contract
         self.model, _, self.version = predictions.model_version.partition(":")
         self.schema = prediction_schema(contract, personal_are_hashed=personal_are_hashed)
@@ -76,18 +77,19 @@ class PredictionColumns:
 
     def batch(self, put: Sequence[Put]) -> pa.RecordBatch:
         """One batch of predictions of this model, in their order."""
-        n_rows_of = np.fromiter((len(one.predictions.ids) for one in put), np.int64, len(put))
-        n_rows = int(n_rows_of.sum())
-        ids = list(chain.from_iterable(one.predictions.ids for one in put))
-        microseconds = np.fromiter((one.time for one in put), np.float64, len(put)) * 1e6
-        latency_ms = np.fromiter((one.latency_seconds for one in put), np.float64, len(put)) * 1e3
+        predictions, times, latencies = zip(*put, strict=True)
+        ids = list(chain.from_iterable(of_request.ids for of_request in predictions))
+        n_rows = len(ids)
+        n_rows_of = np.fromiter((len(of_request.ids) for of_request in predictions), np.int64, len(put))
+        microseconds = (np.array(times) * 1e6).astype(np.int64)
+        latency_ms = (np.array(latencies) * 1e3).round(3)
         columns = [
             text_array(ids),
-            _fixed(TIME, np.repeat(microseconds.astype(np.int64), n_rows_of)),
+            _fixed(TIME, np.repeat(microseconds, n_rows_of)),
             *self._constant(n_rows),
-            *self._features(put),
-            *self._prediction(put),
-            _fixed(pa.float64(), np.repeat(latency_ms.round(3), n_rows_of)),
+            *self._features(predictions),
+            *self._prediction(predictions),
+            _fixed(pa.float64(), np.repeat(latency_ms, n_rows_of)),
             _fixed(pa.float64(), np.full(n_rows, self._weight)),
         ]
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
@@ -97,9 +99,9 @@ class PredictionColumns:
             self._repeated = [text_array([value] * n_rows) for value in self._constants]
         return [column.slice(0, n_rows) for column in self._repeated]
 
-    def _features(self, put: Sequence[Put]) -> list[pa.Array]:
+    def _features(self, predictions: Sequence[Predictions]) -> list[pa.Array]:
         # Transposed once: a column is then a piece of memory, which Arrow takes as it is.
-        rows = np.ascontiguousarray(np.concatenate([one.predictions.rows for one in put]).T)
+        rows = np.ascontiguousarray(np.concatenate([of_request.rows for of_request in predictions]).T)
         missing = np.isnan(rows)
         has_missing = missing.any(axis=1).tolist()
         columns = []
@@ -107,7 +109,7 @@ class PredictionColumns:
         for position, feature in enumerate(self._contract.features):
             if feature.personal:
                 if self._personal_are_hashed:
-                    hashes = chain.from_iterable(one.predictions.hashed[n_personal] for one in put)
+                    hashes = chain.from_iterable(of_request.hashed[n_personal] for of_request in predictions)
                     columns.append(text_array(list(hashes)))
                 n_personal += 1
                 continue
@@ -127,8 +129,8 @@ class PredictionColumns:
             return _fixed(pa.bool_(), known != 0, absent)
         return self._categories[position].take(_fixed(pa.int32(), known.astype(np.int32), absent))
 
-    def _prediction(self, put: Sequence[Put]) -> list[pa.Array]:
-        scores = np.concatenate([one.predictions.scores for one in put])
+    def _prediction(self, predictions: Sequence[Predictions]) -> list[pa.Array]:
+        scores = np.concatenate([of_request.scores for of_request in predictions])
         if self._contract.task == "regression":
             return [_fixed(pa.float64(), scores)]
         chosen = scores.argmax(axis=1)  # the first of the largest, as the answer

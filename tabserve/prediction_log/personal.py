@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tabserve.contract import Contract, Feature
+from tabserve.contract import Feature
 from tabserve.prediction_log.predictions import CannotKeepError, Predictions
 
 LEAST_KEY_BYTES = 16  # 128 bits; a shorter key can be guessed, and then every value that has few possibilities
@@ -39,16 +39,11 @@ def read_key(path: Path) -> bytes:
     return key
 
 
-def positions_of_personal(contract: Contract) -> list[int]:
-    return [position for position, feature in enumerate(contract.features) if feature.personal]
-
-
 class Personal:
-    """Hides personal values. Costs about 1.5 µs a value where there is a key; nothing where none is personal."""
+    """Hides personal values. Where there is a key that costs 1.5 µs a value."""
 
     def __init__(self, key: bytes | None) -> None:
         self._key = key
-        self._positions: dict[str, list[int]] = {}
 
     @property
     def are_hashed(self) -> bool:
@@ -56,13 +51,9 @@ class Personal:
 
     def hide(self, predictions: Predictions) -> Predictions:
         """The same predictions, without a personal value."""
-        positions = self._positions.get(predictions.model_version)
-        if positions is None:
-            positions = self._positions[predictions.model_version] = positions_of_personal(predictions.contract)
-        if not positions:
-            return predictions
+        positions = predictions.contract.personal
         rows = predictions.rows.copy()  # the caller's answer may still need its own
-        rows[:, positions] = np.nan
+        rows[:, list(positions)] = np.nan
         hashed = [] if self._key is None else [self._hashes(predictions, position) for position in positions]
         return replace(predictions, rows=rows, hashed=hashed)
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 from tabserve.prediction_log.columns import PredictionColumns, by_day, date_of
 from tabserve.prediction_log.journal import partition_of
 from tabserve.prediction_log.observer import Observer
+from tabserve.prediction_log.predictions import Predictions
 from tabserve.prediction_log.waiting import Put, WaitingPredictions
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class PredictionSource:
         while taken:
             put, n_rows = _next_of_one_model(taken)
             try:
-                columns = self._columns_of(put[0])
+                columns = self._columns_of(put[0][0])
                 pieces = by_day(columns.batch(put))
             except Exception:  # a fault of ours must not end the log
                 logger.exception("%d predictions could not be decoded for the log", n_rows)
@@ -72,23 +73,23 @@ class PredictionSource:
         self._failed_rows = 0
         observer.queue_holds(self._waiting.n_rows)
 
-    def _columns_of(self, put: Put) -> PredictionColumns:
-        key = put.predictions.model_version, put.predictions.variant
+    def _columns_of(self, predictions: Predictions) -> PredictionColumns:
+        key = predictions.model_version, predictions.variant
         columns = self._columns.get(key)
         if columns is None:
             columns = self._columns[key] = PredictionColumns(
-                put, self._weight, personal_are_hashed=self._personal_are_hashed
+                predictions, self._weight, personal_are_hashed=self._personal_are_hashed
             )
         return columns
 
 
 def _next_of_one_model(taken: "deque[Put]") -> tuple[list[Put], int]:
     """The first of what was taken, as long as it is of one model and not too much for one batch; and its rows."""
-    first = taken[0].predictions
+    first = taken[0][0]
     put: list[Put] = []
     n_rows = 0
     while taken and len(put) < REQUESTS_AT_ONCE and n_rows < ROWS_AT_ONCE:
-        predictions = taken[0].predictions
+        predictions = taken[0][0]
         if predictions.model_version != first.model_version or predictions.variant != first.variant:
             break
         n_rows += len(predictions.ids)
