@@ -8,7 +8,9 @@ import gc
 import logging
 import os
 import sys
-from dataclasses import replace
+import time
+from collections.abc import MutableMapping
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from tabserve import model_store
@@ -18,7 +20,8 @@ from tabserve.bodies import unwrapped
 from tabserve.contract import MAX_ROWS, Rows
 from tabserve.http_api import FrontDoor
 from tabserve.model_store import ModelRefusedError, StoredModel
-from tabserve.prediction_log import NoPredictionLog
+from tabserve.prediction_log import CannotKeepError, NoPredictionLog, PredictionLog, Predictions
+from tabserve.prediction_log.opening import open_prediction_log, usable_url
 from tabserve.rollout import NotReadyError, Rollout, ServedModel, choose_model
 from tabserve.settings import BadSettingError, Settings
 from tabserve.telemetry import Telemetry, configure_logging, share_metrics
@@ -33,6 +36,16 @@ from uuid_utils import uuid7
 logger = logging.getLogger("tabserve.service")
 
 rollout = Rollout()
+
+
+@dataclass
+class Worker:
+    """What a worker has only once it serves."""
+
+    prediction_log: PredictionLog = field(default_factory=NoPredictionLog)
+
+
+worker = Worker()
 
 
 class Row(RootModel[list[Any] | dict[str, Any]]):
@@ -113,14 +126,31 @@ class InFront:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":  # what Starlette is told once, before any request
             starlette = scope["app"]
+            settings, telemetry = Settings.from_environment(), Telemetry()
+            worker.prediction_log = open_prediction_log(settings, model_store.home(), telemetry.of_prediction_log())
             starlette.middleware_stack = FrontDoor(
                 starlette.middleware_stack,
                 rollout=rollout,
-                settings=Settings.from_environment(),
-                telemetry=Telemetry(),
-                prediction_log=NoPredictionLog(),
+                settings=settings,
+                telemetry=telemetry,
+                prediction_log=worker.prediction_log,
             )
+            send = closing(worker.prediction_log, send)
         await self._app(scope, receive, send)
+
+
+def closing(prediction_log: PredictionLog, send: Send) -> Send:
+    """Has the prediction log write what it holds before uvicorn hears that all is shut down, and the process ends.
+
+    By then every request has been answered: uvicorn waits for them before it says that it is time.
+    """
+
+    async def send_when_closed(message: MutableMapping[str, Any]) -> None:
+        if message["type"].startswith("lifespan.shutdown."):
+            await asyncio.to_thread(prediction_log.close)
+        await send(message)
+
+    return send_when_closed
 
 
 @bentoml.service(
@@ -145,6 +175,10 @@ class Tabserve:
         configure_logging(Settings.from_environment().log_level)
         share_metrics()
         os.environ["TABSERVE_MODEL"] = model.tag
+        try:
+            os.environ["TABSERVE_LOG_URL"] = usable_url(Settings.from_environment(), model_store.home())
+        except CannotKeepError as error:
+            sys.exit(f"tabserve does not start: {error}")
         # Where scikit-learn serves: processes scale, threads of one batch would fight for the cores of the others.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -201,11 +235,17 @@ def quiet_collector() -> None:
 
 
 def predictions_of(model: ServedModel, rows: list[Row]) -> list[Prediction]:
-    scores = model.loaded.engine.predict(np.stack([row.values for row in rows]))
-    return [
+    started = time.perf_counter()
+    values = np.stack([row.values for row in rows])
+    contract = model.loaded.contract
+    scores = model.loaded.engine.predict(values)
+    said = [
         Prediction(prediction_id=str(uuid7()), model_version=model.tag, **outcome)
-        for outcome in outcomes(model.loaded.contract, scores)
+        for outcome in outcomes(contract, scores)
     ]
+    predictions = Predictions([one.prediction_id for one in said], values, scores, model.tag, contract)
+    worker.prediction_log.put(predictions, time.perf_counter() - started)
+    return said
 
 
 def predict_alone(model: ServedModel, row: Row) -> Prediction:

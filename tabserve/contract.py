@@ -117,6 +117,11 @@ class Contract(BaseModel):
         return tuple(feature.name for feature in self.features)
 
     @cached_property
+    def personal(self) -> tuple[int, ...]:
+        """The positions of the personal features."""
+        return tuple(position for position, feature in enumerate(self.features) if feature.personal)
+
+    @cached_property
     def is_all_numbers(self) -> bool:
         """Whether every feature is a number or an integer that may not be missing: a row is then a list of floats."""
         return all(feature.kind in ("number", "integer") and not feature.may_be_missing for feature in self.features)

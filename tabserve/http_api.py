@@ -167,7 +167,7 @@ class FrontDoor:
             "n_features_in": rows.values.shape[1],
             "latency_ms": _milliseconds_since(scope["tabserve.started"]),
         }
-        predictions = Predictions([said["prediction_id"]], rows.values, scores, model.tag)
+        predictions = Predictions([said["prediction_id"]], rows.values, scores, model.tag, model.loaded.contract)
         return Answer(200, msgspec.json.encode(answer), predictions=predictions)
 
     async def _predict_batch(self, scope: Scope, receive: Receive) -> Answer:
@@ -187,7 +187,9 @@ class FrontDoor:
             "n_features_in": rows.values.shape[1],
             "latency_ms": _milliseconds_since(scope["tabserve.started"]),
         }
-        predictions = Predictions([of_row["prediction_id"] for of_row in said], rows.values, scores, model.tag)
+        predictions = Predictions(
+            [of_row["prediction_id"] for of_row in said], rows.values, scores, model.tag, model.loaded.contract
+        )
         return Answer(200, msgspec.json.encode(answer), predictions=predictions)
 
     def _model_with_room(self, scope: Scope) -> tuple[ServedModel, Batcher]:
@@ -306,6 +308,8 @@ class FrontDoor:
         if isinstance(error, HttpError):
             for violation in error.violations:
                 self._telemetry.value_rejected(violation.rule)
+            if error.violations and self._rollout.is_ready:
+                self._prediction_log.reject(route, error.violations, self._rollout.champion().tag)
         if self._request_log.wants(route, answer.status):
             champion = self._rollout.champion().tag if self._rollout.is_ready else None
             self._request_log.write(method, route, answer, error, elapsed_seconds=elapsed_seconds, champion=champion)

@@ -56,6 +56,28 @@ SETTINGS = {
         "those refused with 503 one a second.",
     ),
     "log_level": Setting("TABSERVE_LOG_LEVEL", "INFO", "The least severe log lines: DEBUG, INFO, WARNING or ERROR."),
+    "log_url": Setting(
+        "TABSERVE_LOG_URL",
+        "",
+        "Where each prediction is kept: `file:///a/folder`, or `null:` for nowhere; "
+        "empty for the folder `prediction_log` in BentoML's home.",
+    ),
+    "log_sample": Setting(
+        "TABSERVE_LOG_SAMPLE", "1", "The share, above 0 to 1, of the requests whose predictions are kept."
+    ),
+    "log_key_file": Setting(
+        "TABSERVE_LOG_KEY_FILE",
+        "",
+        "A file with the key by which personal features are hashed before they are kept; empty to leave them out.",
+    ),
+    "log_retention_days": Setting(
+        "TABSERVE_LOG_RETENTION_DAYS", "30", "How many days predictions are kept; what is older is deleted."
+    ),
+    "log_max_queued_rows": Setting(
+        "TABSERVE_LOG_MAX_QUEUED_ROWS",
+        "100000",
+        "How many predictions of a worker may wait to be written; more are dropped, and counted.",
+    ),
 }
 
 
@@ -76,6 +98,11 @@ class Settings:
     batch_budget_ms: int = 50
     log_success_share: float = 0.01
     log_level: str = "INFO"
+    log_url: str | None = None
+    log_sample: float = 1.0
+    log_key_file: str | None = None
+    log_retention_days: int = 30
+    log_max_queued_rows: int = 100_000
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
@@ -119,6 +146,13 @@ def _share(text: str) -> float:
     return share
 
 
+def _share_above_0(text: str) -> float:
+    share = _share(text)
+    if share == 0:
+        raise ValueError("a number above 0, at most 1")
+    return share
+
+
 def _level(text: str) -> str:
     if text.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise ValueError("DEBUG, INFO, WARNING or ERROR")
@@ -135,4 +169,9 @@ _PARSERS = {
     "batch_budget_ms": _positive_whole_number,
     "log_success_share": _share,
     "log_level": _level,
+    "log_url": lambda text: text or None,
+    "log_sample": _share_above_0,
+    "log_key_file": lambda text: text or None,
+    "log_retention_days": _positive_whole_number,
+    "log_max_queued_rows": _positive_whole_number,
 }

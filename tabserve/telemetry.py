@@ -160,6 +160,10 @@ class Telemetry:
         """What the batcher of one model tells."""
         return BatchTelemetry(self, version)
 
+    def of_prediction_log(self) -> "PredictionLogTelemetry":
+        """What the prediction log tells."""
+        return PredictionLogTelemetry(self._registry)
+
     def exposition(self) -> bytes:
         """All metrics of all processes, as Prometheus reads them."""
         directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
@@ -222,6 +226,45 @@ class BatchTelemetry:
 
     def refused(self, reason: str, n_rows: int) -> None:
         self._refused_rows.labels(reason).inc(n_rows)
+
+
+class PredictionLogTelemetry:
+    """The metrics of the prediction log. A `tabserve.prediction_log.observer.Observer`."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._rows = Counter(
+            "tabserve_prediction_log_rows",
+            "Rows written by the prediction log, by table.",
+            ["table"],
+            registry=registry,
+        )
+        self._dropped_rows = Counter(
+            "tabserve_prediction_log_dropped_rows",
+            "Rows that the prediction log lost, by reason.",
+            ["reason"],
+            registry=registry,
+        )
+        self._write_errors = Counter(
+            "tabserve_prediction_log_write_errors", "Writes of the prediction log that failed.", registry=registry
+        )
+        self._queue_rows = Gauge(
+            "tabserve_prediction_log_queue_rows",
+            "Rows that wait to be written by the prediction log.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+
+    def rows_written(self, table: str, n_rows: int) -> None:
+        self._rows.labels(table).inc(n_rows)
+
+    def rows_dropped(self, reason: str, n_rows: int) -> None:
+        self._dropped_rows.labels(reason).inc(n_rows)
+
+    def write_failed(self) -> None:
+        self._write_errors.inc()
+
+    def queue_holds(self, n_rows: int) -> None:
+        self._queue_rows.set(n_rows)
 
 
 class JsonFormatter(logging.Formatter):

@@ -81,7 +81,7 @@ def test_the_readmes_tree_has_every_file_of_the_package() -> None:
         "Makefile",
     }
     docs = {"docs/benchmarks.md", "docs/decisions.md", "docs/operations.md"}
-    folders = {"tabserve/", "training/", "tests/", "loadtest/", "benchmark/"}
+    folders = {"tabserve/", "prediction_log/", "training/", "tests/", "loadtest/", "benchmark/"}
     assert listed - folders == {*(expected - {"__init__.py"}), *top, *docs}
 
 

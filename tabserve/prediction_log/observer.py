@@ -1,0 +1,16 @@
+"""What the prediction log tells of itself."""
+
+from typing import Protocol
+
+
+class Observer(Protocol):
+    """Told by the writer's and the roller's threads; `tabserve.telemetry` makes metrics of it."""
+
+    def rows_written(self, table: str, n_rows: int) -> None: ...
+
+    def rows_dropped(self, reason: str, n_rows: int) -> None:
+        """Rows that are lost: queue_full, write_error, removed (their file was), failed (our fault)."""
+
+    def write_failed(self) -> None: ...
+
+    def queue_holds(self, n_rows: int) -> None: ...
