@@ -84,14 +84,15 @@ def add_log_commands(commands: Commands) -> None:
 def log_tail(options: Options) -> int:
     place, window, of = _asked(options)
     with opened(place, window, of) as records:
-        lines = tail.newest(records, options.lines)
+        found = tail.newest(records, max(options.lines, tail.AT_ONE_LOOK))
+    lines = found[-options.lines :]
     if not lines and not options.follow:
         _say_that_there_is_nothing(options, place)
         return 0
     _print(tail.header(), *lines)
     if options.follow:
         with contextlib.suppress(KeyboardInterrupt):
-            for line in tail.follow(place, of, window.until, {line.prediction_id for line in lines}):
+            for line in tail.follow(place, of, {line.prediction_id for line in found}):
                 _print(line or "… more came at once than are shown")
                 sys.stdout.flush()
     return 0

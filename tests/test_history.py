@@ -1,15 +1,20 @@
 """The reader of the prediction log: windows, joins with labels, torn files, memory."""
 
 import os
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prediction_log_parts import CONTRACT, MODEL, ROW, opened, predictions, wait_for_ids
@@ -22,6 +27,7 @@ from tabserve.history.stats import duration, size_of, stats_of, text_of
 from tabserve.history.tail import newest
 from tabserve.history.window import BadQuestionError, Which, Window, last, length_of, which
 from tabserve.labels import Labels
+from tabserve.prediction_log.columns import prediction_schema
 from tabserve.prediction_log.labels import label_batch
 from tabserve.prediction_log.places import OPEN
 from tabserve.validation import Violation
@@ -107,7 +113,7 @@ def test_an_open_segment_is_read_with_what_is_rolled_and_nothing_twice(tmp_path:
     assert [found[one] for one in (first.ids[0], second.ids[0], first.ids[1])] == [True, False, None]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_of_several_labels_of_a_prediction_the_last_one_counts_in_whatever_order_they_are_read(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -267,3 +273,85 @@ def test_rejections_are_listed_by_feature_and_rule(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0.26, "0.3 s"), (90, "1.5 min"), (7200, "2.0 h"), (259200, "3.0 d")])
 def test_a_time_is_said_as_a_person_says_it(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+# --- a million
+
+ONE_MILLION, SIX_HUNDRED_THOUSAND = 1_000_000, 600_000
+ASK = """
+import resource, sys, time
+from datetime import timedelta
+from tabserve.history.records import opened, readable_place
+from tabserve.history.window import last
+before, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+with opened(readable_place(sys.argv[1]), last(timedelta(hours=24))) as records:
+    ((accuracy, n_rows, n_labelled),) = records.rows(
+        "SELECT avg(CAST(is_correct AS INTEGER)), count(*), count(labelled_at) FROM joined")
+seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
+cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+print(accuracy, n_rows, n_labelled, seconds, cpu, after.ru_maxrss / 1024)
+"""
+
+
+@pytest.fixture(scope="module")
+def a_million(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A million predictions of 30 features in 20 files, and 600,000 labels, a tenth of them second ones."""
+    folder, n_files = tmp_path_factory.mktemp("million"), 20
+    features = tuple(Feature(name=f"x{number}", kind="number") for number in range(30))
+    contract = Contract(features=features, task="binary", target="y", classes=(0, 1))
+    generator = np.random.default_rng(0)
+    text = generator.bytes(16 * ONE_MILLION).hex()
+    ids = [
+        f"{h[:8]}-{h[8:12]}-7{h[13:16]}-8{h[17:20]}-{h[20:]}"
+        for h in (text[i : i + 32] for i in range(0, len(text), 32))
+    ]
+    n_rows = ONE_MILLION // n_files
+    schema = prediction_schema(contract, personal_are_hashed=False)
+    now = datetime.now(UTC)
+    constants = {"model": "m", "version": "1", "contract_hash": contract.hash, "variant": "champion", "label": 1}
+    columns = {
+        **{name: pa.array([value] * n_rows) for name, value in constants.items()},
+        **{name: pa.array(generator.normal(size=n_rows)) for name in schema.names if name not in constants},
+        "weight": pa.array(np.ones(n_rows)),
+        "time": pa.array([now - timedelta(hours=1)] * n_rows, schema.field("time").type),
+    }
+    predicted = folder / "predictions/model=m/version=1" / f"date={(now - timedelta(hours=1)).date()}"
+    predicted.mkdir(parents=True)
+    for number in range(n_files):
+        columns["prediction_id"] = pa.array(ids[number * n_rows : (number + 1) * n_rows])
+        table = pa.table([columns[name] for name in schema.names], schema=schema)
+        pq.write_table(table, predicted / f"{number}.parquet", use_dictionary=False)
+    first = int(SIX_HUNDRED_THOUSAND * 0.9)
+    for name, some, label in (("0", ids[:first], "0"), ("1", ids[: SIX_HUNDRED_THOUSAND - first], "1")):
+        moments = [now.timestamp() - 60 + 30 * int(name)] * len(some)
+        write_labels(folder, Labels(some, [label] * len(some), [None] * len(some)), moments, name)
+    return folder
+
+
+def test_a_million_predictions_are_joined_with_600_000_labels_in_bounded_memory(a_million: Path) -> None:
+    """The bounds leave room for a busy machine: it takes a second of one core, and 280 MB, 100 of them libraries."""
+    done = subprocess.run([sys.executable, "-c", ASK, a_million.as_uri()], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    accuracy, n_rows, n_labelled, _, cpu_seconds, megabytes = map(float, done.stdout.split())
+
+    assert (n_rows, n_labelled) == (ONE_MILLION, SIX_HUNDRED_THOUSAND * 0.9)
+    assert accuracy == pytest.approx(0.1 / 0.9)
+    assert cpu_seconds < 4, done.stdout
+    assert megabytes < 600, done.stdout
+
+
+def test_the_queries_of_the_documentation_run_as_they_stand(tmp_path: Path) -> None:
+    log = opened(tmp_path.as_uri(), tmp_path)
+    put = predictions([ROW] * 4)
+    log.put(put, 0.001)
+    log.label(Labels(put.ids[:2], ["plus", "pro"], [None, None]))
+    log.close()
+    page = (ROOT / "docs/operations_prediction_log.md").read_text()
+    queries = re.findall(r"```sql\n(.+?)```", page, re.DOTALL)
+
+    assert len(queries) == 2
+    for query in queries:
+        asked = query.replace("/a/folder", str(tmp_path)).replace("probability:class_1", "probability:plus")
+        answers = duckdb.connect().execute(asked).fetchall()
+        assert len(answers) == 1
+    assert answers == [("1.0.0-abcdef", 4.0, 0.5, 0.5)]

@@ -71,6 +71,7 @@ def opened_files(place: Place, window: Window, of: Which) -> Iterator[Records]:
             connection.execute(f"SET {setting} = {_text(value)}")
         connection.execute("SET preserve_insertion_order = false")  # an order costs memory; who wants one asks for it
         connection.execute("SET parquet_metadata_cache = true")
+        connection.execute("SET enable_progress_bar = false")  # it would write into our output
         in_window = f"time >= {_moment(window.since)} AND time < {_moment(window.until)}"
         meant = f"{in_window}{_meant(of)}"
         found = Files(connection)

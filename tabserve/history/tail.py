@@ -62,24 +62,22 @@ def newest(records: Records, n_lines: int) -> list[Line]:
     return [Line(*columns) for columns in reversed(found)]  # type: ignore[arg-type]
 
 
-def follow(place: Place, of: Which, since: datetime, shown: set[str]) -> Iterator[Line | None]:
+def follow(place: Place, of: Which, shown: set[str]) -> Iterator[Line | None]:
     """Predictions as they come, until nobody asks any more; None where there were more at once than are shown.
 
     Args:
-        since: when the first look was taken.
-        shown: the ids that were seen by then.
+        shown: the ids of the newest `AT_ONE_LOOK` that were there before. What is not among them later is new, or was
+            written late.
     """
     while True:
         now = datetime.now(UTC)
-        with opened(place, Window(max(since, now) - LOOKED_BACK, now), of) as records:
+        with opened(place, Window(now - LOOKED_BACK, now), of) as records:
             found = newest(records, AT_ONE_LOOK)
         new = [line for line in found if line.prediction_id not in shown]
-        first = since.timestamp() * 1e6
-        new = [line for line in new if line.microseconds >= first]
         if len(new) == AT_ONE_LOOK:
             yield None
         yield from new
-        shown = {line.prediction_id for line in found} | {line.prediction_id for line in new}
+        shown = {line.prediction_id for line in found}
         time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
