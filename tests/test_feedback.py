@@ -100,6 +100,4 @@ def test_where_nothing_is_kept_a_label_is_refused_with_a_sentence(models: Traine
         response = client.post("/feedback", json={"prediction_id": NEW_ID, "label": 1})
 
     assert_is_our_error(response, 503)
-    assert response.json()["error"] == (
-        "The labels were not accepted: labels are not kept here, TABSERVE_LOG_URL is null:."
-    )
+    assert response.json()["error"] == ("The labels were not accepted: TABSERVE_LOG_URL is null:, which keeps nothing.")

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT
+from conftest import ROOT, wait_for
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prediction_log_parts import CONTRACT, MODEL, ROW, opened, predictions, wait_for_ids
@@ -111,6 +111,28 @@ def test_an_open_segment_is_read_with_what_is_rolled_and_nothing_twice(tmp_path:
     assert sorted(one for one, _ in found) == sorted(first.ids + second.ids)
     found = dict(ask(tmp_path, "SELECT prediction_id, is_correct FROM joined"))
     assert [found[one] for one in (first.ids[0], second.ids[0], first.ids[1])] == [True, False, None]
+
+
+def test_open_segments_are_joined_whatever_filter_duckdb_makes_of_the_other_side(tmp_path: Path) -> None:
+    """It pushes the ids of the one side into the scan of the other, as a Bloom filter, which a scan of Arrow lacks."""
+    url = tmp_path.as_uri()
+    first = opened(url, tmp_path)
+    rolled = predictions([ROW] * 3000)
+    first.put(rolled, 0.001)
+    first.label(Labels([rolled.ids[0]], ["plus"], [None]))
+    first.close()
+    log = opened(url, tmp_path)
+    still_open = predictions([ROW] * 100)
+    log.put(still_open, 0.001)
+    log.label(Labels([still_open.ids[0], str(uuid7())], ["plus", "pro"], [None, None]))
+    wait_for_ids(url, still_open.ids)
+    wait_for(lambda: ask(tmp_path, "SELECT count(*) FROM labels") == [(3,)])
+
+    window = last(timedelta(hours=1))
+    with records_of(readable_place(url), window) as records:
+        found = stats_of(records, window, of_all_models=True)
+    log.close()
+    assert (found.n_rows, found.n_labelled, found.n_unknown_labels) == (3100, 2, 1)
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

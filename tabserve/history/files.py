@@ -1,4 +1,4 @@
-"""The records of a local folder, asked by DuckDB: Parquet files where they lie, open segments as Arrow tables.
+"""The records of a local folder, asked by DuckDB: Parquet files where they lie, open segments in memory.
 
 DuckDB reads the columns that a question names, of the files whose folder can matter, and little more at a time than
 its threads need; what it cannot keep in memory while it joins it puts into a temporary folder.
@@ -123,7 +123,11 @@ class Files:
             paths = ", ".join(_text(str(path)) for path in files)
             parts.append(f"SELECT * FROM read_parquet([{paths}], union_by_name = true, hive_partitioning = false)")
         for position, segment in enumerate(segments):
-            self.connection.register(f"{table}_{position}", segment)
+            # Tables of DuckDB's own: a join makes a Bloom filter of one side for the scan of the other, and a scan of
+            # Arrow then fails (1.5.6). They are the rows of a minute.
+            self.connection.register("segment", segment)
+            self.connection.execute(f"CREATE OR REPLACE TEMP TABLE {table}_{position} AS SELECT * FROM segment")
+            self.connection.unregister("segment")
             parts.append(f"SELECT * FROM {table}_{position}")
         everything = " UNION ALL BY NAME ".join(parts)
         described = self.connection.execute(f"DESCRIBE {everything}").fetchall()

@@ -66,7 +66,7 @@ class NoPredictionLog:
         pass
 
     def label(self, labels: Labels) -> None:  # noqa: ARG002
-        raise CannotKeepError("labels are not kept here, TABSERVE_LOG_URL is null:")
+        raise CannotKeepError("TABSERVE_LOG_URL is null:, which keeps nothing")
 
     def close(self) -> None:
         pass
