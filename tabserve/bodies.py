@@ -1,4 +1,4 @@
-"""The body of a request to rows: quickly where it is as usual, and else with a closer look at each value."""
+"""The body of a request to rows, quickly where it is as usual, else with a closer look at each value; or to labels."""
 
 import json
 import math
@@ -9,7 +9,15 @@ import numpy as np
 
 from tabserve.answers import HttpError, unprocessable
 from tabserve.contract import MAX_ROWS, Feature
-from tabserve.validation import InvalidRowsError, ReadRows, RowReader, Violation, check_row_count
+from tabserve.labels import LabelReader, Labels
+from tabserve.validation import (
+    NAMED_VIOLATIONS,
+    InvalidRowsError,
+    ReadRows,
+    RowReader,
+    Violation,
+    check_row_count,
+)
 
 ONE_EXPECTED = 'expected {"features": [values in order]} or {"features": {name: value}}'
 MANY_EXPECTED = 'expected {"instances": [rows]}, each a list of values or an object of names and values'
@@ -92,6 +100,34 @@ class BodyReader:
             return self._rows.read([unwrapped(instance) for instance in instances])
         except InvalidRowsError as error:
             raise unprocessable(*error.violations) from error
+
+
+def labels_of(reader: LabelReader, body: bytes) -> Labels:
+    """The labels of `{"prediction_id", "label"}` or `{"labels": [the same, …]}`: all of them, or none.
+
+    Raises:
+        HttpError: 400 for what is no JSON, 422 for what is no label under the contract.
+    """
+    expected = f'{reader.expected}, or {{"labels": [of these]}}'
+    parsed = _parse(body, expected)
+    entries = [parsed]
+    if isinstance(parsed, dict) and "labels" in parsed:
+        entries = _only_key(parsed, "labels", expected)
+        if not isinstance(entries, list):
+            raise unprocessable(Violation(None, None, "shape", "expected a list as labels", entries))
+    elif not isinstance(parsed, dict):
+        raise unprocessable(Violation(None, None, "shape", expected, parsed))
+    labels = Labels()
+    faults: list[Violation] = []
+    try:
+        check_row_count(len(entries))
+    except InvalidRowsError as error:
+        raise unprocessable(*error.violations) from error
+    for row, entry in enumerate(entries):
+        faults += reader.read(row, entry, labels)
+    if faults:
+        raise unprocessable(*faults[:NAMED_VIOLATIONS])
+    return labels
 
 
 def _row(values: list[Any]) -> Any:

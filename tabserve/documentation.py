@@ -17,6 +17,8 @@ _STATIC = Path(__file__).parent / "static"
 
 Schema = dict[str, Any]
 
+AN_ID = "01a1ff47-2cd4-7152-8ad0-d82ed3f88a73"  # of the examples
+
 
 @dataclass(frozen=True)
 class Page:
@@ -96,6 +98,8 @@ def openapi(model: LoadedModel) -> Schema:
     instances = model.examples["instances"]
     one_as_list = {"features": instances[0]}
     one_as_object = {"features": dict(zip(contract.names, instances[0], strict=True))}
+    outcome = "value" if contract.task == "regression" else "label"
+    a_label = {"prediction_id": AN_ID, outcome: contract.classes[0] if contract.classes else 1.0}
     refusals = {
         "400": _error("The body is not JSON."),
         "408": _error("The body did not come in time."),
@@ -118,7 +122,7 @@ def openapi(model: LoadedModel) -> Schema:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "./", "description": "this service"}],
-        "tags": [{"name": "predictions"}, {"name": "service"}],
+        "tags": [{"name": "predictions"}, {"name": "labels"}, {"name": "service"}],
         "paths": {
             "/predict": {
                 "post": {
@@ -162,6 +166,40 @@ def openapi(model: LoadedModel) -> Schema:
                         {"rows": {"value": {"instances": instances}}},
                     ),
                     "responses": {"200": _content("The predictions, in order.", _ref("Predictions")), **refusals},
+                }
+            },
+            "/feedback": {
+                "post": {
+                    "operationId": "feedback",
+                    "tags": ["labels"],
+                    "summary": f"Say what came true of 1 to {MAX_ROWS} predictions; the last word on each counts",
+                    "description": "An id that nobody knows is accepted: who reads the labels finds out.",
+                    "requestBody": _body(
+                        {
+                            "oneOf": [
+                                _ref("Label"),
+                                {
+                                    "type": "object",
+                                    "required": ["labels"],
+                                    "properties": {
+                                        "labels": {
+                                            "type": "array",
+                                            "items": _ref("Label"),
+                                            "minItems": 1,
+                                            "maxItems": MAX_ROWS,
+                                        }
+                                    },
+                                    "additionalProperties": False,
+                                },
+                            ]
+                        },
+                        {"one": {"value": a_label}, "several": {"value": {"labels": [a_label]}}},
+                    ),
+                    "responses": {
+                        "200": _content("Accepted; written within half a second.", _ref("Accepted")),
+                        **{status: refusal for status, refusal in refusals.items() if status not in ("503", "504")},
+                        "503": _error("No model is ready, no labels are kept here, or too many wait to be written."),
+                    },
                 }
             },
             "/health": {"get": _get("health", "Whether the process is alive", "The state.")},
@@ -212,6 +250,16 @@ def _schemas(contract: Contract) -> dict[str, Schema]:
                 "additionalProperties": False,
             },
         }
+    came_true = next(iter(outcome))
+    label: Schema = {
+        "type": "object",
+        "required": ["prediction_id", came_true],
+        "properties": {
+            "prediction_id": {"type": "string", "format": "uuid"},
+            came_true: {**outcome[came_true], "description": f"the {contract.target} that came true"},
+        },
+        "additionalProperties": False,
+    }
     violation = {
         "type": "object",
         "required": ["row", "feature", "rule", "got"],
@@ -270,6 +318,8 @@ def _schemas(contract: Contract) -> dict[str, Schema]:
                 **of_answer,
             },
         },
+        "Label": label,
+        "Accepted": {"type": "object", "required": ["accepted"], "properties": {"accepted": {"type": "integer"}}},
         "Violation": violation,
         "Error": {
             "type": "object",

@@ -1,7 +1,7 @@
 """The front door: our routes, answered before BentoML's router; everything that is BentoML's own is passed on to it.
 
-    POST /predict   POST /predict/batch   GET /health   GET /ready   GET /metadata   GET /metrics
-    GET /openapi.json   GET /docs   GET /redoc
+    POST /predict   POST /predict/batch   POST /feedback
+    GET /health   GET /ready   GET /metadata   GET /metrics   GET /openapi.json   GET /docs   GET /redoc
 
 Every error of these routes is `{"error": sentence, "detail": [{"row", "feature", "rule", "got"}]}`.
 """
@@ -11,7 +11,8 @@ import math
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -32,9 +33,11 @@ from tabserve.asgi import (
     still_connected,
 )
 from tabserve.batcher import Batcher, CallerGoneError, DeadlineExceededError, RefusedError
+from tabserve.bodies import labels_of
 from tabserve.contract import MAX_ROWS
 from tabserve.engine import Scores
-from tabserve.prediction_log import PredictionLog, Predictions
+from tabserve.labels import Labels, made_at
+from tabserve.prediction_log import CannotKeepError, NoRoomError, PredictionLog, Predictions
 from tabserve.request_log import RequestLog
 from tabserve.rollout import NotReadyError, Rollout, ServedModel
 from tabserve.settings import Settings
@@ -54,6 +57,7 @@ INLINE_BYTES = 8192  # of a body that needs a closer look: handing it to a threa
 
 
 Handler = Callable[[Scope, Receive], Awaitable[Answer]]
+Read = TypeVar("Read", ReadRows, Labels)
 
 
 class FrontDoor:
@@ -89,6 +93,7 @@ class FrontDoor:
         self._routes: dict[str, tuple[str, Handler]] = {
             "/predict": ("POST", self._predict),
             "/predict/batch": ("POST", self._predict_batch),
+            "/feedback": ("POST", self._feedback),
             "/health": ("GET", self._health),
             "/ready": ("GET", self._ready),
             "/metadata": ("GET", self._metadata),
@@ -206,7 +211,7 @@ class FrontDoor:
         left: float = self._timeout_seconds + scope["tabserve.started"] - time.perf_counter()
         return left
 
-    async def _look_closer(self, read: Callable[[bytes], ReadRows], body: bytes) -> ReadRows:
+    async def _look_closer(self, read: Callable[[bytes], Read], body: bytes) -> Read:
         if len(body) <= INLINE_BYTES:
             return read(body)
         return await asyncio.get_running_loop().run_in_executor(self._reader_thread, read, body)
@@ -247,6 +252,23 @@ class FrontDoor:
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         limit = self._settings.max_body_bytes
         return await read_json_body(scope, receive, max_bytes=limit, max_seconds=self._timeout_seconds)
+
+    # --- labels
+
+    async def _feedback(self, scope: Scope, receive: Receive) -> Answer:
+        reader = self._rollout.champion().labels
+        labels = await self._look_closer(partial(labels_of, reader), await self._body(scope, receive))
+        try:
+            self._prediction_log.label(labels)
+        except CannotKeepError as error:
+            raise HttpError(503, f"The labels were not accepted: {error}.") from error
+        except NoRoomError as error:
+            headers = {"retry-after": str(RETRY_AFTER_SECONDS)}
+            raise HttpError(503, f"The labels were not accepted: {error}; try again.", headers=headers) from error
+        now = time.time()
+        delays = [max(0.0, now - moment) for moment in map(made_at, labels.ids) if moment is not None]
+        self._telemetry.labels_came(len(labels), delays)
+        return json_answer({"accepted": len(labels)})
 
     # --- about the service
 

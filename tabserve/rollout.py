@@ -14,6 +14,7 @@ from tabserve import model_store
 from tabserve.bodies import BodyReader
 from tabserve.contract import MAX_ROWS
 from tabserve.engine import LARGEST_DIFFERENCE
+from tabserve.labels import LabelReader
 from tabserve.model_store import LoadedModel, ModelRefusedError, StoredModel
 from tabserve.settings import Settings
 from tabserve.validation import RowReader
@@ -35,6 +36,7 @@ class ServedModel:
     loaded: LoadedModel
     reader: RowReader
     bodies: BodyReader
+    labels: LabelReader
     in_service_since: datetime
     warm_up_times: list[tuple[int, float]]
     """Rows and seconds of the batches that it was warmed up with."""
@@ -72,7 +74,9 @@ class Rollout:
         """
         reader = RowReader(model.contract, strict=settings.strict_ranges)
         times = warm_up(model)
-        self._champion = ServedModel(model, reader, BodyReader(reader), datetime.now(UTC), times)
+        self._champion = ServedModel(
+            model, reader, BodyReader(reader), LabelReader(model.contract), datetime.now(UTC), times
+        )
         logger.info("model %s is in service, on %s", model.tag, model.engine.name)
 
 

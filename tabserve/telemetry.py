@@ -31,6 +31,8 @@ METRICS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 DURATION_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
+# Seconds. From a person who looks at the answer to a loan that was paid back: a second to a quarter.
+DELAY_BUCKETS = (1, 10, 60, 600, 3600, 6 * 3600, 86400, 3 * 86400, 7 * 86400, 14 * 86400, 30 * 86400, 91 * 86400)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 NAMED_FAULTS = 100  # of one request in one line
 
@@ -88,6 +90,13 @@ class Telemetry:
             "tabserve_out_of_range_values",
             "Values answered although outside of the range seen in training, by feature.",
             ["feature"],
+            registry=registry,
+        )
+        self._labels = Counter("tabserve_labels", "Labels accepted.", registry=registry)
+        self._label_delay = ManyHistogram(
+            "tabserve_label_delay_seconds",
+            "Time from a prediction to its label, where its id tells when it was made.",
+            buckets=DELAY_BUCKETS,
             registry=registry,
         )
         self.batch_rows = Histogram("tabserve_batch_rows", "Rows of a batch.", buckets=BATCH_BUCKETS, registry=registry)
@@ -155,6 +164,10 @@ class Telemetry:
 
     def value_out_of_range(self, feature: str) -> None:
         self._out_of_range.labels(feature).inc()
+
+    def labels_came(self, n_labels: int, delays_seconds: Sequence[float]) -> None:
+        self._labels.inc(n_labels)
+        self._label_delay.observe_all(delays_seconds)
 
     def of_model(self, version: str) -> "BatchTelemetry":
         """What the batcher of one model tells."""

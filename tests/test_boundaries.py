@@ -41,8 +41,9 @@ def test_the_package_imports_no_entry_point_and_serving_no_training(path: Path) 
     imported = imports_of(path)
 
     assert not {"service", "train"} & imported
-    if path.parent != PACKAGE / "training":
-        assert not [name for name in imported if name.startswith("tabserve.training")]
+    for folder in ("training", "history"):
+        if path.parent != PACKAGE / folder and path != PACKAGE / "cli.py":
+            assert not [name for name in imported if name.startswith(f"tabserve.{folder}")]
 
 
 def test_the_service_loads_no_training_and_a_compiled_model_neither_scikit_learn_nor_pandas(models) -> None:
@@ -52,8 +53,8 @@ from tabserve import model_store
 from tabserve.rollout import Rollout
 from tabserve.settings import Settings
 Rollout().put_in_service(model_store.load(model_store.find("{models.tag("breast_cancer")}")), Settings())
-print([name for name in sys.modules if name.startswith("tabserve.training")
-       or name in ("pyarrow", "sklearn", "pandas", "matplotlib", "pandera", "skl2onnx", "evidently", "locust")])
+print([name for name in sys.modules if name.startswith(("tabserve.training", "tabserve.history", "tabserve.cli"))
+       or name in ("pyarrow", "duckdb", "sklearn", "pandas", "matplotlib", "pandera", "skl2onnx", "evidently", "locust")])
 """
 
     done = subprocess.run(

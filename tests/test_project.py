@@ -81,7 +81,7 @@ def test_the_readmes_tree_has_every_file_of_the_package() -> None:
         "Makefile",
     }
     docs = {"docs/benchmarks.md", "docs/decisions.md", "docs/operations.md"}
-    folders = {"tabserve/", "prediction_log/", "training/", "tests/", "loadtest/", "benchmark/"}
+    folders = {"tabserve/", "history/", "prediction_log/", "training/", "tests/", "loadtest/", "benchmark/"}
     assert listed - folders == {*(expected - {"__init__.py"}), *top, *docs}
 
 
@@ -89,7 +89,13 @@ def test_the_readme_names_only_targets_and_options_that_exist() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     # Locust's --help does not read the locustfile, so ours are asked for where they are added.
     ours = "from locust.argument_parser import get_parser; from loadtest.options import add_to; p = get_parser(); "
-    commands = (["train.py", "--help"], ["-m", "locust", "--help"], ["-c", ours + "add_to(p); print(p.format_help())"])
+    ours_too = (["log", "tail"], ["log", "stats"], ["log", "export"], ["labels", "import"])
+    commands = (
+        *(["-m", "tabserve", *command, "--help"] for command in ours_too),
+        ["train.py", "--help"],
+        ["-m", "locust", "--help"],
+        ["-c", ours + "add_to(p); print(p.format_help())"],
+    )
     help_text = "".join(
         subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True).stdout
         for command in commands
@@ -233,7 +239,7 @@ def test_the_examples_of_the_openapi_page_work_as_they_stand(services: dict[str,
         document = client.get("/openapi.json").json()
         examples = [
             (path, example["value"])
-            for path in ("/predict", "/predict/batch")
+            for path in ("/predict", "/predict/batch", "/feedback")
             for example in document["paths"][path]["post"]["requestBody"]["content"]["application/json"][
                 "examples"
             ].values()
@@ -241,8 +247,8 @@ def test_the_examples_of_the_openapi_page_work_as_they_stand(services: dict[str,
         answers = [client.post(path, json=body) for path, body in examples]
 
     openapi_spec_validator.validate(document)
-    assert len(examples) == 3
-    assert [answer.status_code for answer in answers] == [200] * 3
+    assert len(examples) == 5
+    assert [answer.status_code for answer in answers] == [200] * 5
 
 
 @pytest.mark.parametrize("name", [BUILT_IN, CUSTOMERS, SPEND])
@@ -253,11 +259,15 @@ def test_answers_and_errors_have_the_shape_that_the_openapi_page_promises(
         document = client.get("/openapi.json").json()
         example = document["paths"]["/predict/batch"]["post"]["requestBody"]["content"]["application/json"]["examples"]
         batch = example["rows"]["value"]
+        labels = document["paths"]["/feedback"]["post"]["requestBody"]["content"]["application/json"]["examples"]
+        a_label = labels["one"]["value"]
         found = {
             "Prediction": client.post("/predict", json={"features": batch["instances"][0]}).json(),
             "Predictions": client.post("/predict/batch", json=batch).json(),
             "Error": client.post("/predict", json={"features": []}).json(),
             "Row": batch["instances"][0],
+            "Accepted": client.post("/feedback", json=a_label).json(),
+            "Label": a_label,
         }
 
     for schema, value in found.items():

@@ -3,6 +3,12 @@
 front door → `PredictionLog.put` → queue → writer → journal → segment → roller → Parquet → sink
 """
 
-from tabserve.prediction_log.predictions import CannotKeepError, NoPredictionLog, PredictionLog, Predictions
+from tabserve.prediction_log.predictions import (
+    CannotKeepError,
+    NoPredictionLog,
+    NoRoomError,
+    PredictionLog,
+    Predictions,
+)
 
-__all__ = ["CannotKeepError", "NoPredictionLog", "PredictionLog", "Predictions"]
+__all__ = ["CannotKeepError", "NoPredictionLog", "NoRoomError", "PredictionLog", "Predictions"]

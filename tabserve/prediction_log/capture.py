@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from tabserve.labels import Labels
+from tabserve.prediction_log.labels import LabelSource
 from tabserve.prediction_log.observer import Observer
 from tabserve.prediction_log.personal import Personal
 from tabserve.prediction_log.places import Place
@@ -15,15 +17,16 @@ from tabserve.validation import Violation
 
 
 class Capture:
-    """Keeps predictions and rejected values in a place. A `PredictionLog`."""
+    """Keeps predictions, labels and rejected values in a place. A `PredictionLog`."""
 
     def __init__(self, place: Place, settings: Settings, key: bytes | None, observer: Observer) -> None:
         personal = Personal(key)
         self._waiting = WaitingPredictions(settings.log_max_queued_rows, settings.log_sample, personal)
         self._rejections = Rejections()
+        self._labels = LabelSource()
         weight = 1 / settings.log_sample
         predictions = PredictionSource(self._waiting, weight, personal_are_hashed=personal.are_hashed)
-        sources = (predictions, self._rejections)
+        sources = (predictions, self._labels, self._rejections)
         self._writer = Writer(place, sources, retention_days=settings.log_retention_days, observer=observer)
         self._writer.start()
 
@@ -34,6 +37,10 @@ class Capture:
     def reject(self, route: str, violations: Sequence[Violation], model_version: str) -> None:
         """As `PredictionLog.reject`."""
         self._rejections.reject(route, violations, model_version)
+
+    def label(self, labels: Labels) -> None:
+        """As `PredictionLog.label`."""
+        self._labels.put(labels)
 
     def close(self) -> None:
         """As `PredictionLog.close`."""

@@ -203,9 +203,9 @@ def text_array(texts: Sequence[str | None]) -> pa.Array:
     return pa.Array.from_buffers(pa.string(), len(texts), buffers)
 
 
-def number_array(kind: pa.DataType, values: npt.NDArray[Any]) -> pa.Array:
-    """A column of numbers, booleans or times without gaps; `values` are of the width of the kind."""
-    return _fixed(kind, values)
+def number_array(kind: pa.DataType, values: npt.NDArray[Any], absent: npt.NDArray[np.bool_] | None = None) -> pa.Array:
+    """A column of numbers, booleans or times; `values` are of the width of the kind, `absent` says which are none."""
+    return _fixed(kind, values, absent)
 
 
 def _fixed(kind: pa.DataType, values: npt.NDArray[Any], absent: npt.NDArray[np.bool_] | None = None) -> pa.Array:

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from tabserve.contract import Contract, Rows
 from tabserve.engine import Scores
+from tabserve.labels import Labels
 from tabserve.validation import Violation
 
 CHAMPION = "champion"
@@ -13,6 +14,10 @@ CHAMPION = "champion"
 
 class CannotKeepError(Exception):
     """Predictions cannot be kept as the settings want it; the message says why and what to do."""
+
+
+class NoRoomError(Exception):
+    """Too many labels wait to be written; the message says how many."""
 
 
 @dataclass(slots=True)
@@ -39,6 +44,14 @@ class PredictionLog(Protocol):
     def reject(self, route: str, violations: Sequence[Violation], model_version: str) -> None:
         """Values that broke the contract."""
 
+    def label(self, labels: Labels) -> None:
+        """What came true of predictions.
+
+        Raises:
+            CannotKeepError: where nothing is kept.
+            NoRoomError: where too many wait to be written.
+        """
+
     def close(self) -> None:
         """Keeps what was put so far. Blocks; called once, when nothing is answered any more."""
 
@@ -51,6 +64,9 @@ class NoPredictionLog:
 
     def reject(self, route: str, violations: Sequence[Violation], model_version: str) -> None:
         pass
+
+    def label(self, labels: Labels) -> None:  # noqa: ARG002
+        raise CannotKeepError("TABSERVE_LOG_URL is null:, which keeps nothing")
 
     def close(self) -> None:
         pass
