@@ -5,6 +5,7 @@ PYTHON ?= $(shell for name in python3.11 python3 python; do \
   $$name -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$name && break; done)
 HOST ?= 127.0.0.1
 PORT ?= 3000
+N ?= 3
 
 # BentoML reports its use to its makers unless told not to.
 export BENTOML_DO_NOT_TRACK := True
@@ -31,6 +32,11 @@ serve: .venv/training.installed ## install, train if there is no model yet, serv
 	@$(TRAIN_IF_NONE)
 	@echo "serving on http://$(HOST):$(PORT), pages at /docs; Ctrl-C ends it"
 	@BENTOML_CONFIG="$(CURDIR)/configuration.yaml" exec $(BIN)/bentoml serve --host $(HOST) --port $(PORT)
+
+.PHONY: fleet
+fleet: .venv/training.installed .venv/loadtest.installed ## N=3 replicas behind nginx on http://127.0.0.1:3000 (PORT=)
+	@$(TRAIN_IF_NONE)
+	@exec $(BIN)/python -m loadtest.fleet --replicas $(N) --port $(PORT)
 
 .PHONY: train
 train: .venv/training.installed ## train the built-in model (another table: .venv/bin/python train.py --data FILE --target COLUMN)
@@ -63,6 +69,10 @@ bench: .venv/training.installed .venv/loadtest.installed ## measure beside the a
 .PHONY: soak
 soak: .venv/training.installed .venv/loadtest.installed ## 70 % load for ten times traffic.timeout, write docs/benchmarks.md (3 minutes)
 	@$(BIN)/python -m loadtest.benchmark.soak --write
+
+.PHONY: capacity
+capacity: .venv/training.installed .venv/loadtest.installed ## the highest rate within the objectives, and the replicas for others (15 minutes)
+	@$(BIN)/python -m loadtest.benchmark.capacity --write
 
 .PHONY: lock
 lock: .venv/dev.installed ## resolve the locks after a change of pyproject.toml: all together, then each set from that

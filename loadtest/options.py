@@ -3,17 +3,21 @@
 import math
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from locust.argument_parser import LocustArgumentParser
 
 from loadtest import slo
 from loadtest.errors import BadInputError
-from loadtest.profiles import EXPECTED_PEAK_RATE, MOST_SPAWNED_PER_SECOND, PROFILES, Stage, stages_of
+from loadtest.profiles import EXPECTED_PEAK_RATE, PROFILES, Stage, stages_of
+from loadtest.shape import MOST_SPAWNED_PER_SECOND
 from tabserve.settings import Settings
 
 USERS = 100  # sources of arrivals of an open loop, where --users does not say; a hundredth of the load is one of them
 SPREADS = ("poisson", "constant")
+RESULTS = Path(__file__).parent / "results"
+RUNS_PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 
 
 def add_to(parser: LocustArgumentParser) -> None:
@@ -55,6 +59,27 @@ def add_to(parser: LocustArgumentParser) -> None:
     parser.add_argument(
         "--seed", metavar="N", default="0", help="Of the rows that are asked with, and of the arrivals."
     )
+    # Not for the web page: who may use it may start load, and not write files.
+    parser.add_argument(
+        "--results",
+        metavar="DIR",
+        default=str(RESULTS),
+        help="Where each run gets a folder with a page, its plots, and tables (default: loadtest/results).",
+        include_in_web_ui=False,
+    )
+    parser.add_argument(
+        "--runs-page",
+        metavar="FILE",
+        default=str(RUNS_PAGE),
+        help="The page whose table of runs gets a line (default: docs/benchmarks.md).",
+        include_in_web_ui=False,
+    )
+    parser.add_argument(
+        "--no-results",
+        action="store_true",
+        help="Keep nothing of the run: no folder, no line.",
+        include_in_web_ui=False,
+    )
 
 
 @dataclass(frozen=True)
@@ -71,6 +96,9 @@ class Options:
     model_may_change: bool
     max_body_bytes: int
     seed: int
+    results: Path | None
+    """Where a folder for each run is made; None where nothing is kept."""
+    runs_page: Path
 
     @classmethod
     def read(cls, parsed: Any) -> "Options":
@@ -98,6 +126,8 @@ class Options:
             model_may_change=parsed.model_may_change,
             max_body_bytes=_whole_number("--max-body-bytes", parsed.max_body_bytes, 1),
             seed=_whole_number("--seed", parsed.seed, 0),
+            results=None if parsed.no_results else Path(parsed.results),
+            runs_page=Path(parsed.runs_page),
         )
 
     def set_users(self, parsed: Any) -> None:

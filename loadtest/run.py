@@ -5,6 +5,8 @@ import math
 import os
 import random
 import sys
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import gevent
@@ -14,22 +16,24 @@ import msgspec
 from gevent.event import Event
 from locust.env import Environment
 from locust.event import Events
-from locust.runners import MasterRunner, WorkerRunner
+from locust.runners import WORKER_REPORT_INTERVAL, MasterRunner, WorkerRunner
 
-from loadtest import options, slo, target
+from loadtest import options, results, slo, target
 from loadtest.answers import AnswerCheck, WrongAnswerError
 from loadtest.bodies import Bodies
 from loadtest.errors import BadInputError
 from loadtest.open_loop import DRAIN_SECONDS, Arrivals, OpenLoop, Rate
 from loadtest.options import Options
 from loadtest.payloads import Payloads, Wanted, prepare
-from loadtest.profiles import MOST_SPAWNED_PER_SECOND, ProfileShape
+from loadtest.shape import MOST_SPAWNED_PER_SECOND, ProfileShape
+from loadtest.timeline import Timeline
 from loadtest.workers import MasterSide, WorkerSide
 from tabserve.contract import Contract
 
 logger = logging.getLogger("loadtest")
 
 BAD_INPUT, MISSED = 2, 1  # exit codes
+INTERVAL_SECONDS = 1.0  # of what is kept of a run
 
 
 class Run:
@@ -49,7 +53,10 @@ class Run:
         self._n_users = 0
         self._workers: MasterSide | None = None
         self._master: WorkerSide | None = None
+        self._started = datetime.now(UTC)
+        self._timeline: Timeline | None = None
         self._verdict: list[slo.Finding] = []
+        self._page: Path | None = None
         # Locust forks when it has parsed the command line (--processes), and each process finds the same fault: the one
         # that takes the byte out of this pipe says it.
         self._right_to_speak, other_end = os.pipe()
@@ -59,6 +66,7 @@ class Run:
         events.init.add_listener(self._on_init)
         events.test_start.add_listener(self._on_test_start)
         events.test_stopping.add_listener(self._on_test_stopping)
+        events.test_stop.add_listener(self._on_test_stop)
         events.quitting.add_listener(self._on_quitting)
         events.quit.add_listener(self._on_quit)
         # Locust rounds latencies to two digits, down too, so that 504 ms would keep an objective of 500.
@@ -114,6 +122,10 @@ class Run:
         if parsed.arrivals_per_user is not None:
             rate = Rate(parsed.arrivals_per_user, parsed.in_flight_per_user, self.options.is_poisson)
             self.open_loop = OpenLoop(environment, rate)
+        if not isinstance(runner, WorkerRunner):
+            # Locust's workers report that often; in between there is nothing new.
+            interval = WORKER_REPORT_INTERVAL if self._workers is not None else INTERVAL_SECONDS
+            self._started, self._timeline = datetime.now(UTC), Timeline(environment, str(environment.host), interval)
 
     def _on_test_stopping(self, environment: Environment, **_: Any) -> None:
         """Waits for the answers that are under way, before Locust ends the users that wait for them."""
@@ -122,18 +134,20 @@ class Run:
         else:
             self._drain()
 
+    def _on_test_stop(self, environment: Environment, **_: Any) -> None:
+        """Where the web page started the run; else the last numbers of Locust's workers come only now."""
+        if not _is_headless(environment):
+            self._finish(environment)
+
     def _on_quitting(self, environment: Environment, **_: Any) -> None:
-        parsed, runner = _parsed(environment), environment.runner
-        if runner is None or isinstance(runner, WorkerRunner) or not (parsed.headless or parsed.autostart):
+        runner = environment.runner
+        if runner is None or isinstance(runner, WorkerRunner) or not _is_headless(environment):
             return
         if self._workers is None:  # a master has stopped by now
             runner.stop()
         if environment.process_exit_code is not None:
             return
-        self._verdict = slo.verdict(self.options.objectives, measured(environment))
-        if runner.exceptions:
-            sentence = "the load generator itself failed; its log says how"
-            self._verdict.append(slo.Finding(is_met=False, sentence=sentence))
+        self._finish(environment)
         if any(not finding.is_met for finding in self._verdict):
             environment.process_exit_code = MISSED
         elif not locust.log.unhandled_greenlet_exception:
@@ -141,10 +155,51 @@ class Run:
 
     def _on_quit(self, **_: Any) -> None:
         """Last of all, below Locust's own tables."""
+        if self._page is not None:
+            sys.stderr.write(f"report: {self._page}\n")
         for finding in self._verdict:
             sys.stderr.write(f"{finding}\n")
 
     # --- parts of them
+
+    def _finish(self, environment: Environment) -> None:
+        """Judges a run that has ended, and keeps what is to be kept of it."""
+        timeline, self._timeline = self._timeline, None
+        if timeline is not None:
+            timeline.end()
+        self._verdict = slo.verdict(self.options.objectives, measured(environment))
+        if environment.runner is not None and environment.runner.exceptions:
+            sentence = "the load generator itself failed; its log says how"
+            self._verdict.append(slo.Finding(is_met=False, sentence=sentence))
+        if timeline is None or self.options.results is None or self._payloads is None:
+            return
+        ended = results.Ended(
+            environment,
+            self._started,
+            timeline.intervals,
+            self._verdict,
+            self.options.objectives,
+            model=self._payloads.wanted.tag,
+            load=self._load(environment),
+        )
+        try:
+            self._page = results.keep(ended, self.options.results, self.options.runs_page)
+        except OSError as error:
+            logger.error("the results of this run cannot be kept: %s", error)
+
+    def _load(self, environment: Environment) -> str:
+        """What was asked, in a few words."""
+        parsed = _parsed(environment)
+        users = " ".join(user.__name__ for user in environment.user_classes)
+        if self.options.arrival_rate is None:
+            how = f"closed loop, {parsed.num_users or 1} users"
+        else:
+            how = f"open loop, {self.options.arrival_rate:g} a second"
+        profile = f"{parsed.profile}, " if parsed.profile else ""
+        n_processes = len(self._workers.seen) if self._workers is not None else 1
+        processes = f", {n_processes} processes" if n_processes > 1 else ""
+        seconds = round((datetime.now(UTC) - self._started).total_seconds())
+        return f"{users}: {profile}{how}, {seconds} s{processes}"
 
     def _look_at(self, environment: Environment) -> None:
         """Finds the service, and has payloads made where another model is served than they were made for."""
@@ -216,6 +271,11 @@ def measured(environment: Environment) -> slo.Measured:
 
 def _parsed(environment: Environment) -> Any:
     return environment.parsed_options
+
+
+def _is_headless(environment: Environment) -> bool:
+    parsed = _parsed(environment)
+    return bool(parsed.headless or parsed.autostart)
 
 
 def _quit_or_stop(environment: Environment) -> None:

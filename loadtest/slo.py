@@ -50,6 +50,9 @@ class Latency:
     percentile: float
     limit_ms: float
 
+    def __str__(self) -> str:
+        return f"{self.limit_ms:g} ms"
+
     def held_against(self, measured: Measured) -> Finding:
         if not measured.timed:
             return Finding(is_met=False, sentence=f"p{self.percentile:g} has no answer that it could be taken from")
@@ -64,6 +67,9 @@ class Errors:
     """At most this share of the requests fails, in percent."""
 
     limit_percent: float
+
+    def __str__(self) -> str:
+        return f"{self.limit_percent:g} %"
 
     def held_against(self, measured: Measured) -> Finding:
         if not measured.requests:

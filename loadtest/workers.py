@@ -21,7 +21,8 @@ class MasterSide:
     def __init__(self, runner: MasterRunner) -> None:
         self._runner = runner
         self._payloads: bytes | None = None
-        self._asking: set[str] = set()
+        self.seen: set[str] = set()
+        """The workers that there have been; each asks for its payloads."""
         self._not_drained: set[str] = set()
         runner.register_message(ASK, self._on_ask)
         runner.register_message(DRAINED, self._on_drained)
@@ -29,14 +30,14 @@ class MasterSide:
     def hand_out(self, payloads: bytes) -> None:
         """Sends payloads to those who asked, and from now on to those who ask."""
         self._payloads = payloads
-        for worker in self._asking:
+        for worker in self.seen:
             self._send(worker)
 
     def dismiss(self) -> None:
         """Ends those who wait for payloads that will never come; Locust's master would leave them behind."""
-        for worker in self._asking:
+        for worker in self.seen:
             self._runner.send_message("quit", client_id=worker)
-        if self._asking:
+        if self.seen:
             gevent.sleep(0.5)  # as long as Locust gives its own last messages
 
     def drain(self, limit_seconds: float) -> None:
@@ -52,7 +53,7 @@ class MasterSide:
         self._runner.send_message(PAYLOADS, {"payloads": self._payloads}, client_id=worker)
 
     def _on_ask(self, msg: Any, **_: Any) -> None:
-        self._asking.add(msg.node_id)
+        self.seen.add(msg.node_id)
         if self._payloads is not None:
             self._send(msg.node_id)
 

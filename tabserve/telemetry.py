@@ -23,6 +23,8 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.values import MultiProcessValue
 from pydantic import ValidationError
 
+from tabserve.resources import ProcessesCollector
+
 METRICS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 # Seconds. Fine where a batch of trees answers, and an edge at 0.5, where people put alerts: no interpolation there.
@@ -170,6 +172,7 @@ class Telemetry:
         _forget_queues_of_the_dead(Path(directory))
         everyone = CollectorRegistry()
         MultiProcessCollector(everyone)  # type: ignore[no-untyped-call]
+        everyone.register(ProcessesCollector(os.getppid()))  # who started the workers, and all of them
         return generate_latest(everyone)
 
 

@@ -18,6 +18,7 @@ from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml._internal.models.model import ModelStore
 from tables import write_customers, write_spend
 
+from loadtest.processes import find_program
 from tabserve import model_store
 from tabserve.model_store import LoadedModel
 
@@ -25,6 +26,14 @@ ROOT = Path(__file__).parent.parent
 BUILT_IN = "breast_cancer"
 CUSTOMERS = "customers"
 SPEND = "spend"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test that needs a program which is missing is skipped on a person's machine, and fails where CI is set."""
+    for mark in item.iter_markers("needs_program"):
+        for name in mark.args:
+            if find_program(name) is None:
+                (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{name} is not installed")
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:

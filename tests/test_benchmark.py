@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from loadtest.benchmark import candidates, report
+from loadtest import pages
+from loadtest.benchmark import candidates
 from loadtest.benchmark.candidates import Candidate
 from loadtest.benchmark.load import Measured, closed_loop, open_loop, request_bytes
 from loadtest.benchmark.models import BenchmarkModel
@@ -130,11 +131,11 @@ def test_a_section_of_a_document_is_replaced_and_nothing_else(tmp_path: Path) ->
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- soak -->\nold\n<!-- end of soak -->\nafter\n")
 
-    report.replace_section(page, "soak", "new")
+    pages.replace_section(page, "soak", "new")
 
     assert page.read_text() == "before\n<!-- soak -->\n\nnew\n\n<!-- end of soak -->\nafter\n"
     with pytest.raises(ValueError, match="no marks <!-- speed -->"):
-        report.replace_section(page, "speed", "new")
+        pages.replace_section(page, "speed", "new")
 
 
 def test_the_benchmark_starts_its_candidates_and_finds_every_answer_right() -> None:

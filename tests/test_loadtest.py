@@ -1,27 +1,18 @@
-"""Real Locust against real services, and against small fakes that do what a service must not do.
-
-Locust runs as a process of its own: gevent patches the standard library of the process that it is in.
-"""
+"""Real Locust against real services, and against small fakes that do what a service must not do."""
 
 import json
 import re
-import subprocess
-import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from conftest import BUILT_IN, CUSTOMERS, ROOT, SPEND, Service, TrainedModels, environment, free_port, home_in_use
+from conftest import BUILT_IN, CUSTOMERS, SPEND, Service, TrainedModels, free_port, home_in_use
 from contracts import contracts
 from hypothesis import given, settings
+from locusts import METADATA, Done, faking, finish, locust, ports, start
 
 from loadtest import payloads, slo
 from loadtest.errors import BadInputError
@@ -34,116 +25,6 @@ CONSTANT = ("OneRow", "--arrivals", "constant")
 USERS = {"/predict", "/predict/batch", "/bento/predict"}
 HOSTILE = {
     f"hostile: {act}" for act in ("bad row", "broken JSON", "wrong media type", "huge body", "hang-up", "slow sender")
-}
-
-
-@dataclass
-class Done:
-    """A run of Locust that has ended."""
-
-    code: int
-    log: str
-    stats: list[dict[str, Any]]
-
-    @property
-    def requests(self) -> int:
-        return sum(entry["num_requests"] for entry in self.stats)
-
-    @property
-    def failures(self) -> int:
-        return sum(entry["num_failures"] for entry in self.stats)
-
-    @property
-    def names(self) -> set[str]:
-        return {entry["name"] for entry in self.stats}
-
-    def slower_than(self, milliseconds: float) -> int:
-        times = [item for entry in self.stats for item in entry["response_times"].items()]
-        return sum(count for key, count in times if float(key) > milliseconds)
-
-    @property
-    def last_line(self) -> str:
-        return self.log.strip().splitlines()[-1]
-
-
-def start(home: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "locust", "-f", "loadtest/locustfile.py", "--headless", "--only-summary", "--json"]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        [*command, *arguments], cwd=ROOT, env=environment(home), stdout=pipe, stderr=pipe, text=True
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> Done:
-    try:
-        out, log = process.communicate(timeout=90)
-    finally:
-        process.kill()
-    assert "Traceback" not in log, log
-    *_, stats = out.strip().split("\n[\n") if out.strip() else ("[]",)  # of several processes the last
-    return Done(process.returncode, log, json.loads(stats if stats.startswith("[") else f"[{stats}"))
-
-
-def locust(home: Path, *arguments: str) -> Done:
-    return finish(start(home, *arguments))
-
-
-# --- fakes
-
-
-Answer = Callable[[str, bytes], tuple[int, bytes]]
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    wbufsize = 65536  # head and body in one packet
-    disable_nagle_algorithm = True
-
-    def do_GET(self) -> None:
-        self.reply(*self.server.answer(self.path, b""))
-
-    def do_POST(self) -> None:
-        self.reply(*self.server.answer(self.path, self.rfile.read(int(self.headers["Content-Length"]))))
-
-    def reply(self, status: int, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-class Fake(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 1000
-    answer: Answer
-
-    def handle_error(self, *_: object) -> None:
-        pass  # callers that are gone
-
-
-@contextmanager
-def faking(answer: Answer) -> Iterator[str]:
-    with Fake(("127.0.0.1", 0), Handler) as server:
-        server.answer = answer
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-METADATA = {
-    "model_version": "nobodys:1.0.0-abcdef",
-    "contract": {
-        "features": [{"name": "x", "kind": "number", "minimum": 0.0, "maximum": 1.0}],
-        "task": "regression",
-        "target": "y",
-    },
 }
 
 
@@ -357,11 +238,6 @@ def refusals(services: dict[str, Service], models: TrainedModels) -> dict[str, D
         return {name: finish(process) for name, process in started.items()}
 
 
-def ports() -> list[str]:
-    port = str(free_port())
-    return ["--master-bind-port", port, "--master-port", port]
-
-
 @pytest.mark.parametrize(
     ("what", "sentence"),
     [
@@ -412,6 +288,34 @@ def test_what_falls_due_beyond_the_bound_is_a_failure_and_so_is_what_is_never_an
     assert done.failures == done.requests - 49  # those before the stall
     assert re.search(r"^1\d\d .*not sent: 2 of its user were under way", done.log, re.MULTILINE)
     assert re.search(r"^20 .*no answer within 1 s after the end of the run", done.log, re.MULTILINE)
+
+
+def test_a_master_shares_an_open_loop_out_to_its_workers_and_judges_what_they_found(
+    services: dict[str, Service], models: TrainedModels
+) -> None:
+    own_ports = ports()
+    workers = [start(models.home, "--worker", *own_ports) for _ in range(2)]
+    options = ["--arrival-rate", "60", "-u12", "-t4s", "--slo", "p99=60s,p50=1ms"]
+    master = start(
+        models.home,
+        "--host",
+        services[BUILT_IN].url,
+        *CONSTANT,
+        "--master",
+        "--expect-workers",
+        "2",
+        *own_ports,
+        *options,
+    )
+
+    done, *others = [finish(process) for process in (master, *workers)]
+
+    assert [other.code for other in others] == [0, 0]
+    assert 210 <= done.requests <= 250, done.log
+    assert done.failures == 0
+    assert done.code == 1
+    assert "SLO MISSED: p50 was" in done.log
+    assert "SLO met: errors were 0 %" in done.log
 
 
 def test_each_process_does_its_share_of_an_open_loop(services: dict[str, Service], models: TrainedModels) -> None:

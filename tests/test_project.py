@@ -1,12 +1,14 @@
 """What can drift apart: documents, settings, locks, pages, and the code."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
 import tomllib
 from html.parser import HTMLParser
+from pathlib import Path
 from urllib.parse import urljoin
 
 import httpx
@@ -78,7 +80,7 @@ def test_the_readmes_tree_has_every_file_of_the_package() -> None:
         "requirements.txt",
         "Makefile",
     }
-    docs = {"docs/benchmarks.md", "docs/decisions.md"}
+    docs = {"docs/benchmarks.md", "docs/decisions.md", "docs/operations.md"}
     folders = {"tabserve/", "prediction_log/", "training/", "tests/", "loadtest/", "benchmark/"}
     assert listed - folders == {*(expected - {"__init__.py"}), *top, *docs}
 
@@ -167,6 +169,25 @@ def test_no_tracked_file_has_an_index_address_or_a_path_of_a_machine() -> None:
             not re.search(r"https?://[^ \"]*/simple\b|files\.pythonhosted", text) or name == "tests/test_project.py"
         ), name
         assert str(ROOT) not in text, name
+
+
+# --- programs that tests need
+
+
+@pytest.mark.parametrize(("ci", "outcome"), [(None, "1 skipped"), ("true", "1 error")])
+def test_a_test_whose_program_is_missing_is_skipped_and_fails_in_ci(
+    tmp_path: Path, ci: str | None, outcome: str
+) -> None:
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\n@pytest.mark.needs_program('no-such-program')\ndef test_it(): pass\n"
+    )
+    variables = {name: value for name, value in os.environ.items() if name != "CI"} | ({"CI": ci} if ci else {})
+    command = [sys.executable, "-m", "pytest", "-p", "conftest", "-c", str(ROOT / "pyproject.toml"), str(tmp_path)]
+
+    done = subprocess.run(command, cwd=ROOT / "tests", env=variables, capture_output=True, text=True)
+
+    assert outcome in done.stdout
+    assert "no-such-program is not installed" in done.stdout
 
 
 # --- pages

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import uvloop
 
+from loadtest import pages
 from loadtest.benchmark import adaptive_cap, candidates, models, report, targets
 from loadtest.benchmark.candidates import Candidate
 from loadtest.benchmark.fairness import Fairness, fairness, fairness_open
@@ -43,9 +44,7 @@ def started(folder: Path, names: Collection[str]) -> Iterator[dict[tuple[bool, s
     say("training the two models")
     built_in = models.train(folder / "built-in")
     models.save_for_quickstart(built_in)
-    forest = models.train(
-        folder / "forest", "--estimator", "loadtest.benchmark.models:forest", "--engine", "scikit-learn"
-    )
+    forest = models.train(folder / "forest", *models.TRAINED["forest"])
     wanted = [(False, built_in, one) for one in candidates.ALL] + [(True, forest, one) for one in FOREST.candidates]
     with contextlib.ExitStack() as stack:
         found = {}
@@ -147,7 +146,7 @@ def main() -> int:
     if arguments.write and is_complete:
         report.plot(results, [FEW, MANY, OPEN], PLOTS / "side-by-side.svg")
         adaptive_cap.plot(PLOTS / "adaptive-cap.svg")
-        report.replace_section(DOCUMENT, "benchmark", text)
+        pages.replace_section(DOCUMENT, "benchmark", text)
     return 1 if any(result.wrong for result in results) else 0
 
 

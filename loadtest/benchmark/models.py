@@ -20,6 +20,11 @@ from tabserve.engine import ONNX_FILE, PIPELINE_FILE
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = "quickstart"
+TRAINED = {
+    "built-in": (),
+    "forest": ("--estimator", "loadtest.benchmark.models:forest", "--engine", "scikit-learn"),
+}
+"""What train.py is told for each."""
 
 
 def forest() -> Pipeline:

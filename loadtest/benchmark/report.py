@@ -1,47 +1,24 @@
 """What the benchmark found, as the section of a document, and as a plot."""
 
-import contextlib
-import platform
-import re
-import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-import psutil
-
+from loadtest import pages, provenance
 from loadtest.benchmark.fairness import Fairness
 from loadtest.benchmark.overload import Overload
 from loadtest.benchmark.rows import Row, rows_of
 from loadtest.benchmark.side_by_side import Point, Result
 from loadtest.benchmark.targets import CAREFUL, OURS, PLAIN, Target
 
-ROOT = Path(__file__).parents[2]
 PACKAGES = ("bentoml", "scikit-learn", "onnxruntime", "numpy", "fastapi", "starlette", "uvicorn", "uvloop")
 
 
 def machine() -> str:
     """Where and with what: date, commit, processor, memory, versions."""
-    commit = _git("describe", "--always") or "unknown"
-    if _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs"):
-        commit += " with changes"
-    processor = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
-    return (
-        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, commit {commit}. "
-        f"{processor[1] if processor else platform.processor()}, {psutil.cpu_count()} cores, "
-        f"{psutil.virtual_memory().total / 2**30:.0f} GiB, {platform.system()} {platform.release()}. "
-        f"Python {platform.python_version()}, {versions}."
-    )
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(
-        ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False
-    ).stdout.strip()
+    now = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, commit {provenance.commit()}"
+    return f"{now}. {provenance.machine()}. {provenance.versions(*PACKAGES)}."
 
 
 def targets_table(found: Sequence[Target]) -> str:
@@ -102,26 +79,10 @@ def fairness_table(found: Sequence[Fairness]) -> str:
     return "\n".join(lines)
 
 
-@contextlib.contextmanager
-def figure(path: Path) -> Iterator[Any]:
-    """Gives matplotlib's pyplot, and writes what was drawn as SVG: the same picture is the same file."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "tabserve"
-    from matplotlib import pyplot as plt
-
-    yield plt
-    plt.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    plt.savefig(path, metadata={"Date": None})
-    plt.close()
-
-
 def plot(results: Sequence[Result], points: Sequence[Point], path: Path) -> None:
     """Requests a second and the 99th percentile of every candidate, a column a point."""
     kinds = (("rate", "requests a second", False), ("p99_ms", "99th percentile, ms", True))
-    with figure(path) as plt:
+    with pages.figure(path) as plt:
         _, axes = plt.subplots(2, len(points), figsize=(3.6 * len(points) + 2, 6.5), sharey="row", squeeze=False)
         for column, point in enumerate(points):
             rows = rows_of(results, point)
@@ -138,16 +99,3 @@ def plot(results: Sequence[Result], points: Sequence[Point], path: Path) -> None
                 axis.set_xscale("log" if is_log else "linear")
                 axis.margins(x=0.25)
                 axis.spines[["top", "right"]].set_visible(False)
-
-
-def replace_section(document: Path, name: str, text: str) -> None:
-    """Writes a text between the marks `<!-- name -->` and `<!-- end of name -->` of a document.
-
-    Raises:
-        ValueError: where the document has no such marks.
-    """
-    before, begin, rest = document.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
-    _, end, after = rest.partition(f"<!-- end of {name} -->")
-    if not begin or not end:
-        raise ValueError(f"{document} has no marks <!-- {name} --> and <!-- end of {name} -->")
-    document.write_text(f"{before}{begin}\n{text.strip()}\n\n{end}{after}", encoding="utf-8")

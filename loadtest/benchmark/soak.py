@@ -16,6 +16,7 @@ from pathlib import Path
 import uvloop
 import yaml
 
+from loadtest import pages
 from loadtest.benchmark import candidates, models, report
 from loadtest.benchmark.__main__ import DOCUMENT, LOAD_CORE, PLOTS, say, serving
 from loadtest.benchmark.load import Measured, closed_loop, open_loop
@@ -81,7 +82,7 @@ async def soak(one: Running, traffic_timeout: float, timeouts: int) -> Soak:
 
 
 def plot(found: Soak, path: Path) -> None:
-    with report.figure(path) as plt:
+    with pages.figure(path) as plt:
         plt.figure(figsize=(8, 3))
         plt.plot(found.instants, found.memory, color="#c0504d")
         for number in (1, 2):
@@ -108,7 +109,7 @@ def main() -> int:
     say(found)
     if arguments.write:
         plot(found, PLOTS / "soak.svg")
-        report.replace_section(DOCUMENT, "soak", f"{report.machine()}\n\n{found}\n\n![memory](benchmarks/soak.svg)")
+        pages.replace_section(DOCUMENT, "soak", f"{report.machine()}\n\n{found}\n\n![memory](benchmarks/soak.svg)")
     return 0 if found.is_good else 1
 
 
