@@ -5,10 +5,11 @@ from pathlib import Path
 
 from tabserve.prediction_log.observer import Observer
 from tabserve.prediction_log.personal import Personal, read_key
-from tabserve.prediction_log.places import Place, check, default_url, place_of
+from tabserve.prediction_log.places import Place, check, default_url, place_of, with_usable_spool
 from tabserve.prediction_log.predictions import NoPredictionLog, PredictionLog, Predictions
 from tabserve.prediction_log.rejections import Rejections
 from tabserve.prediction_log.sources import PredictionSource
+from tabserve.prediction_log.spool import Spool
 from tabserve.prediction_log.waiting import WaitingPredictions
 from tabserve.prediction_log.writer import Writer
 from tabserve.settings import Settings
@@ -22,7 +23,7 @@ def usable_url(settings: Settings, home: Path) -> str:
         CannotKeepError: where that is not possible.
     """
     _key_of(settings)
-    url = settings.log_url or default_url(home)
+    url = with_usable_spool(settings.log_url or default_url(home), home)
     place = place_of(url)
     if place is not None:
         check(place)
@@ -35,7 +36,7 @@ def open_prediction_log(settings: Settings, home: Path, observer: Observer) -> P
     Raises:
         CannotKeepError: for an address or a key that cannot be used.
     """
-    place = place_of(settings.log_url or default_url(home))
+    place = place_of(settings.log_url or default_url(home), home)
     return NoPredictionLog() if place is None else Capture(place, settings, observer)
 
 
@@ -49,7 +50,13 @@ class Capture:
         weight = 1 / settings.log_sample
         predictions = PredictionSource(self._waiting, weight, personal_are_hashed=personal.are_hashed)
         sources = (predictions, self._rejections)
-        self._writer = Writer(place, sources, retention_days=settings.log_retention_days, observer=observer)
+        self._writer = Writer(
+            place,
+            sources,
+            retention_days=settings.log_retention_days,
+            spool=Spool(place.folder, settings.log_spool_bytes) if place.is_remote else None,
+            observer=observer,
+        )
         self._writer.start()
 
     def put(self, predictions: Predictions, latency_seconds: float) -> None:
