@@ -60,7 +60,7 @@ def read(place: Place, table: str, *, since: date | None = None, until: date | N
         if name not in names and is_within(batches.partition, since, until):
             whole = list(batches)
             if whole:
-                found.append(pa.Table.from_batches(whole))
+                found.append(pa.Table.from_batches(whole).replace_schema_metadata(None))
         batches.close()
     files = sorted(path for path in rolled if is_within(path.parent.name, since, until))
     return Snapshot(tuple(files), tuple(found), elsewhere)

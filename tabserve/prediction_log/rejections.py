@@ -34,6 +34,7 @@ class Rejections:
     """
 
     table = REJECTIONS
+    n_rows = 0  # they are counts, which are written the better the later
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import queue
 import threading
 import time
@@ -27,7 +28,9 @@ ROWS_AT_ONCE = 32_768  # of a segment are in memory, and become a row group
 ZSTD_LEVEL = 1
 MOST_FAILURES = 3  # of segments that are recovered, each perhaps a time-out, before ours get their turn again
 MOST_PENDING = 64  # of which this process holds the locks, and so the file descriptors, while the sink takes nothing
+NICENESS = 10  # where a core is contended the roller gets a tenth of it: rolling can wait, answers cannot
 UNIQUE = ("prediction_id",)  # to look for repetitions in them costs time for nothing
+DICTIONARY_BYTES = 65_536  # of a column with more different values than this holds, no more repetitions are looked for
 
 
 def roll(batches: WholeBatches, to: Path) -> int:
@@ -37,20 +40,25 @@ def roll(batches: WholeBatches, to: Path) -> int:
         OSError: where it cannot be written.
     """
     schema = batches.schema or pa.schema([])
-    repeated = [field.name for field in schema if pa.types.is_string(field.type) and field.name not in UNIQUE]
     n_rows = 0
     with pq.ParquetWriter(
-        to, schema, compression="zstd", compression_level=ZSTD_LEVEL, use_dictionary=repeated, store_schema=False
+        to,
+        schema,
+        compression="zstd",
+        compression_level=ZSTD_LEVEL,
+        use_dictionary=[name for name in schema.names if name not in UNIQUE],
+        dictionary_pagesize_limit=DICTIONARY_BYTES,
+        store_schema=False,
     ) as writer:
         waiting: list[pa.RecordBatch] = []
         for batch in batches:
             waiting.append(batch)
             n_rows += len(batch)
             if sum(map(len, waiting)) >= ROWS_AT_ONCE:
-                writer.write_table(pa.Table.from_batches(waiting))
+                writer.write_table(pa.Table.from_batches(waiting).combine_chunks())
                 waiting.clear()
         if waiting:
-            writer.write_table(pa.Table.from_batches(waiting))
+            writer.write_table(pa.Table.from_batches(waiting).combine_chunks())
     return n_rows
 
 
@@ -95,6 +103,8 @@ class Roller:
         self._thread.join(limit_seconds)
 
     def _run(self) -> None:
+        with contextlib.suppress(OSError):  # of this thread alone, as Linux has it
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         recover_at = expire_at = retry_at = 0.0
         retry_seconds = FIRST_RETRY_SECONDS
         while True:

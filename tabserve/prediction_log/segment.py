@@ -119,7 +119,7 @@ def adopted(path: Path) -> Iterator[bool]:
 class WholeBatches:
     """Reads a segment, whoever writes it: every whole batch, and nothing of a torn tail.
 
-    The file is open from here on, and may be removed meanwhile.
+    The file is open from here on, and may be removed meanwhile. The batches carry metadata, which `schema` does not.
 
     Raises:
         FileNotFoundError: where it is not there any more.
@@ -145,7 +145,7 @@ class WholeBatches:
                 batch.validate(full=True)
             except (StopIteration, *UNREADABLE):
                 return
-            yield batch.replace_schema_metadata(None)
+            yield batch
 
     def close(self) -> None:
         self._file.close()

@@ -27,6 +27,10 @@ class Source(Protocol):
 
     table: str
 
+    @property
+    def n_rows(self) -> int:
+        """How many wait; where they are many they are written sooner."""
+
     def batches(self) -> Iterator[tuple[str, pa.RecordBatch]]:
         """What came since the last call, by partition. Called by the writer's thread every quarter of a second."""
 
@@ -50,21 +54,32 @@ class PredictionSource:
         self._columns: dict[tuple[str, str], PredictionColumns] = {}
         self._failed_rows = 0
 
+    @property
+    def n_rows(self) -> int:
+        return self._waiting.n_rows
+
     def batches(self) -> Iterator[tuple[str, pa.RecordBatch]]:
         taken = deque(self._waiting.take())
-        while taken:
-            put, n_rows = _next_of_one_model(taken)
-            try:
-                columns = self._columns_of(put[0][0])
-                pieces = by_day(columns.batch(put))
-            except Exception:  # a fault of ours must not end the log
-                logger.exception("%d predictions could not be decoded for the log", n_rows)
-                self._failed_rows += n_rows
-                pieces = []
-            put.clear()
-            for day, batch in pieces:
-                yield partition_of(model=columns.model, version=columns.version, date=date_of(day)), batch
-            self._waiting.done(n_rows)
+        try:
+            while taken:
+                put, n_rows = _next_of_one_model(taken)
+                try:
+                    columns = self._columns_of(put[0][0])
+                    pieces = by_day(columns.batch(put))
+                except Exception:  # a fault of ours must not end the log
+                    logger.exception("%d predictions could not be decoded for the log", n_rows)
+                    self._failed_rows += n_rows
+                    pieces = []
+                put.clear()
+                try:
+                    for day, batch in pieces:
+                        yield partition_of(model=columns.model, version=columns.version, date=date_of(day)), batch
+                finally:
+                    self._waiting.done(n_rows)
+        finally:  # the writer gave up in the middle
+            left = sum(len(predictions.ids) for predictions, _, _ in taken)
+            self._failed_rows += left
+            self._waiting.done(left)
 
     def report(self, observer: Observer) -> None:
         for reason, n_rows in (("queue_full", self._waiting.take_dropped_rows()), ("failed", self._failed_rows)):
