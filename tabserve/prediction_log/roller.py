@@ -27,6 +27,7 @@ FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 1.0, 60.0
 ROWS_AT_ONCE = 32_768  # of a segment are in memory, and become a row group
 ZSTD_LEVEL = 1
 MOST_FAILURES = 3  # of segments that are recovered, each perhaps a time-out, before ours get their turn again
+MANY_GIVEN = 8  # segments that wait, before they are made larger in place of more
 MOST_PENDING = 64  # of which this process holds the locks, and so the file descriptors, while the sink takes nothing
 NICENESS = 10  # where a core is contended the roller gets a tenth of it: rolling can wait, answers cannot
 UNIQUE = ("prediction_id",)  # to look for repetitions in them costs time for nothing
@@ -90,8 +91,8 @@ class Roller:
 
     @property
     def is_behind(self) -> bool:
-        """Whether the sink took nothing when it was asked last."""
-        return self._is_behind
+        """Whether the sink took nothing when it was asked last, or takes less than comes."""
+        return self._is_behind or self._given.qsize() >= MANY_GIVEN
 
     def give(self, table: str, segment: Segment) -> None:
         """Has a closed segment rolled; its lock is kept until it is."""
