@@ -26,19 +26,22 @@ from prediction_log_parts import (
 from stores import PASSWORD, PostgresqlServer, S3Server, schema_of
 
 from tabserve.contract import Contract, Feature
-from tabserve.prediction_log import CannotKeepError, journal, roller
+from tabserve.prediction_log import CannotKeepError, Predictions, journal, roller
 from tabserve.prediction_log import postgresql as postgresql_sink
 from tabserve.prediction_log import s3 as s3_sink
-from tabserve.prediction_log.capture import usable_url
-from tabserve.prediction_log.columns import PredictionColumns
+from tabserve.prediction_log.opening import usable_url
+from tabserve.prediction_log.personal import Personal
 from tabserve.prediction_log.places import Place, place_of
 from tabserve.prediction_log.roller import roll
 from tabserve.prediction_log.segment import Segment, WholeBatches
+from tabserve.prediction_log.sources import PredictionSource
 from tabserve.prediction_log.spool import without_spool
+from tabserve.prediction_log.waiting import WaitingPredictions
 from tabserve.settings import Settings
 
 needs_postgresql = pytest.mark.needs_program("postgres")
 TODAY = datetime.now(UTC).date()
+PARTITION = f"model=plans/version=1.0.0-abcdef/date={TODAY}"
 
 
 @pytest.fixture(params=["s3", pytest.param("postgresql", marks=needs_postgresql)])
@@ -56,20 +59,23 @@ def spooled(url: str) -> list[Path]:
     return sorted(place_at(url).folder.glob("*/_open/*.arrows"))
 
 
-def rolled_file(folder: Path, ids: list[str] | None = None) -> tuple[str, Path, list[str]]:
+def segment_of(put: Predictions, folder: Path) -> Segment:
+    waiting = WaitingPredictions(100, 1.0, Personal(None))
+    waiting.put(put, 0.001)
+    ((_, batch),) = PredictionSource(waiting, 1.0, personal_are_hashed=False).batches()
+    segment = Segment(folder, PARTITION, batch.schema)
+    segment.append(batch)
+    return segment
+
+
+def rolled_file(folder: Path) -> tuple[str, Path, list[str]]:
     """A rolled file as the roller would deliver it: its name, where it is, the ids in it."""
     put = predictions([ROW, GAPS])
-    put.ids = ids or put.ids
-    batch = PredictionColumns(put, 1.0, personal_are_hashed=False).batch([(put, time.time(), 0.001)])
-    segment = Segment(folder, "date=2026-11-21", batch.schema)
-    segment.append(batch)
+    segment = segment_of(put, folder)
     name = f"{segment.path.stem}.parquet"
     roll(WholeBatches(segment.path), folder / name)
     segment.remove()
     return name, folder / name, put.ids
-
-
-PARTITION = f"model=plans/version=1.0.0-abcdef/date={TODAY}"
 
 
 # --- what they hold
@@ -80,9 +86,7 @@ def test_a_delivery_that_was_not_forgotten_counts_once(url: str, tmp_path: Path)
     place = place_at(url)
     place.open_segments("predictions").mkdir(parents=True)
     put = predictions([ROW] * 5)
-    batch = PredictionColumns(put, 1.0, personal_are_hashed=False).batch([(put, time.time(), 0.001)])
-    segment = Segment(place.open_segments("predictions"), PARTITION, batch.schema)
-    segment.append(batch)
+    segment = segment_of(put, place.open_segments("predictions"))
     content = segment.path.read_bytes()
     assert sorted(ids_in(url)) == sorted(put.ids)  # a reader on this machine needs no delivery
     segment.release()
@@ -263,7 +267,7 @@ def test_a_file_that_the_database_never_takes_is_put_aside_and_stops_nothing(
     counts = Counts()
     log = opened(url, tmp_path, counts)
     bad, good = predictions(), predictions()
-    bad.ids = ["not one of ours"]
+    bad.ids = ["x" * 36]  # no UUID
     log.put(bad, 0.001)
     wait_for(lambda: counts.dropped)
     log.put(good, 0.001)

@@ -3,8 +3,10 @@
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import date
+from typing import TYPE_CHECKING
 
-import pyarrow as pa
+if TYPE_CHECKING:  # who only opens a place does without it
+    import pyarrow as pa
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class Elsewhere:
     """
 
     names: Collection[str] = frozenset()
-    tables: Callable[[], Iterator[pa.Table]] = lambda: iter(())
+    tables: "Callable[[], Iterator[pa.Table]]" = lambda: iter(())
 
 
 class RefusedError(Exception):

@@ -55,12 +55,10 @@ def read(place: Place, table: str, *, since: date | None = None, until: date | N
     rolled = list(_parquet_files(place.folder / table))
     elsewhere = place.sink.find(table, since, until, [f"{name}.parquet" for name, _ in segments])
     names = {path.stem for path in rolled} | {name.removesuffix(".parquet") for name in elsewhere.names}
-    found = []
+    found: list[pa.Table] = []
     for name, batches in segments:
         if name not in names and is_within(batches.partition, since, until):
-            whole = list(batches)
-            if whole:
-                found.append(pa.Table.from_batches(whole).replace_schema_metadata(None))
+            found += batches.tables()
         batches.close()
     files = sorted(path for path in rolled if is_within(path.parent.name, since, until))
     return Snapshot(tuple(files), tuple(found), elsewhere)
@@ -68,7 +66,7 @@ def read(place: Place, table: str, *, since: date | None = None, until: date | N
 
 def _opened(folder: Path) -> Iterator[tuple[str, WholeBatches]]:
     for path in sorted(folder.glob(f"*{SUFFIX}")):
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, ValueError):  # removed, or of another version, which will roll it
             yield path.stem, WholeBatches(path)
 
 
