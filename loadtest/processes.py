@@ -107,8 +107,9 @@ def free_port() -> int:
 
 
 def find_program(name: str) -> str | None:
-    """Where a program is; Debian has servers in a folder that is not on everybody's PATH."""
-    return shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}{os.pathsep}/usr/sbin")
+    """Where a program is; Debian has servers in folders that are not on everybody's PATH."""
+    newest_first = sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin")), reverse=True)
+    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", *newest_first]))
 
 
 def start(

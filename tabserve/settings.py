@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 
@@ -59,8 +59,8 @@ SETTINGS = {
     "log_url": Setting(
         "TABSERVE_LOG_URL",
         "",
-        "Where each prediction is kept: `file:///a/folder`, or `null:` for nowhere; "
-        "empty for the folder `prediction_log` in BentoML's home.",
+        "Where each prediction is kept: `file:///a/folder`, `s3://bucket/prefix`, `postgresql://user@host/database`, "
+        "or `null:` for nowhere; empty for the folder `prediction_log` in BentoML's home.",
     ),
     "log_sample": Setting(
         "TABSERVE_LOG_SAMPLE", "1", "The share, above 0 to 1, of the requests whose predictions are kept."
@@ -72,6 +72,12 @@ SETTINGS = {
     ),
     "log_retention_days": Setting(
         "TABSERVE_LOG_RETENTION_DAYS", "30", "How many days predictions are kept; what is older is deleted."
+    ),
+    "log_spool_bytes": Setting(
+        "TABSERVE_LOG_SPOOL_BYTES",
+        "1073741824",
+        "How many bytes of predictions may wait on the local disk for a bucket or a database that is away; "
+        "more are dropped, and counted.",
     ),
     "log_max_queued_rows": Setting(
         "TABSERVE_LOG_MAX_QUEUED_ROWS",
@@ -98,10 +104,11 @@ class Settings:
     batch_budget_ms: int = 50
     log_success_share: float = 0.01
     log_level: str = "INFO"
-    log_url: str | None = None
+    log_url: str | None = field(default=None, repr=False)  # there may be a password in it
     log_sample: float = 1.0
     log_key_file: str | None = None
     log_retention_days: int = 30
+    log_spool_bytes: int = 1073741824
     log_max_queued_rows: int = 100_000
 
     @classmethod
@@ -113,11 +120,11 @@ class Settings:
         """
         environment = os.environ if environment is None else environment
         values: dict[str, Any] = {}
-        for field in fields(cls):
-            setting = SETTINGS[field.name]
+        for one in fields(cls):
+            setting = SETTINGS[one.name]
             text = environment.get(setting.variable, setting.default).strip()
             try:
-                values[field.name] = _PARSERS[field.name](text)
+                values[one.name] = _PARSERS[one.name](text)
             except ValueError as error:
                 raise BadSettingError(f"{setting.variable} is {text!r}, expected {error}: {setting.help}") from None
         return cls(**values)
@@ -173,5 +180,6 @@ _PARSERS = {
     "log_sample": _share_above_0,
     "log_key_file": lambda text: text or None,
     "log_retention_days": _positive_whole_number,
+    "log_spool_bytes": _positive_whole_number,
     "log_max_queued_rows": _positive_whole_number,
 }

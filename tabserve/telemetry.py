@@ -266,6 +266,12 @@ class PredictionLogTelemetry:
             registry=registry,
             multiprocess_mode="livesum",
         )
+        self._spool_bytes = Gauge(
+            "tabserve_prediction_log_spool_bytes",
+            "Bytes of the prediction log that wait on the local disk for a bucket or a database.",
+            registry=registry,
+            multiprocess_mode="livemax",  # each worker sees those of all
+        )
 
     def rows_written(self, table: str, n_rows: int) -> None:
         self._rows.labels(table).inc(n_rows)
@@ -278,6 +284,9 @@ class PredictionLogTelemetry:
 
     def queue_holds(self, n_rows: int) -> None:
         self._queue_rows.set(n_rows)
+
+    def spool_holds(self, n_bytes: int) -> None:
+        self._spool_bytes.set(n_bytes)
 
 
 class JsonFormatter(logging.Formatter):

@@ -16,6 +16,7 @@ import httpx
 import pytest
 from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml._internal.models.model import ModelStore
+from stores import postgresql, s3  # noqa: F401  # fixtures
 from tables import write_customers, write_spend
 
 from loadtest.processes import find_program

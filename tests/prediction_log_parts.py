@@ -44,6 +44,7 @@ class Counts:
         self.dropped: Counter[str] = Counter()
         self.errors = 0
         self.queue = 0
+        self.spool = 0
 
     def rows_written(self, table: str, n_rows: int) -> None:
         with self._lock:
@@ -58,6 +59,9 @@ class Counts:
 
     def queue_holds(self, n_rows: int) -> None:
         self.queue = n_rows
+
+    def spool_holds(self, n_bytes: int) -> None:
+        self.spool = n_bytes
 
 
 def predictions(rows: Sequence[np.ndarray] = (ROW,), contract: Contract = CONTRACT, model: str = MODEL) -> Predictions:

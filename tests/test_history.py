@@ -368,7 +368,7 @@ def test_the_queries_of_the_documentation_run_as_they_stand(tmp_path: Path) -> N
     log.put(put, 0.001)
     log.label(Labels(put.ids[:2], ["plus", "pro"], [None, None]))
     log.close()
-    page = (ROOT / "docs/operations_prediction_log.md").read_text()
+    page = (ROOT / "docs/operations.md").read_text()
     queries = re.findall(r"```sql\n(.+?)```", page, re.DOTALL)
 
     assert len(queries) == 2

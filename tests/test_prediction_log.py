@@ -446,12 +446,6 @@ def test_a_segment_that_cannot_be_rolled_is_rolled_later(
 # --- places
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/prefix", "postgresql://me@host/db"])
-def test_a_place_that_is_not_there_yet_is_said(url: str, tmp_path: Path) -> None:
-    with pytest.raises(CannotKeepError, match="is not there yet, use file:// or null:"):
-        usable_url(Settings(log_url=url), tmp_path)
-
-
 @pytest.mark.parametrize("url", ["/var/log", "file://relative/path", "ftp://host/folder", "file:folder"])
 def test_an_address_that_is_none_is_named_with_what_was_expected(url: str, tmp_path: Path) -> None:
     with pytest.raises(CannotKeepError, match=r"TABSERVE_LOG_URL is no address of a place, expected file:///a/folder"):

@@ -25,9 +25,12 @@ from prediction_log_parts import (
 from tabserve.contract import Contract
 from tabserve.validation import Violation
 
-PLACES: dict[str, Callable[[Path], str]] = {
-    "file": lambda folder: (folder / "a place").as_uri(),
+PLACES: dict[str, Callable[[pytest.FixtureRequest, Path], str]] = {
+    "file": lambda _, folder: (folder / "a place").as_uri(),
+    "s3": lambda request, folder: request.getfixturevalue("s3").url(folder / "spool"),
+    "postgresql": lambda request, folder: request.getfixturevalue("postgresql").url(folder / "spool"),
 }
+NEEDS = {"postgresql": pytest.mark.needs_program("postgres")}
 PERSONAL = Contract(
     features=tuple(
         feature.model_copy(update={"personal": feature.name in ("age", "city", "member", "income")})
@@ -39,9 +42,9 @@ PERSONAL = Contract(
 )
 
 
-@pytest.fixture(params=PLACES)
+@pytest.fixture(params=[pytest.param(name, marks=NEEDS.get(name, ())) for name in PLACES])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return PLACES[request.param](tmp_path)
+    return PLACES[request.param](request, tmp_path)
 
 
 def test_a_record_is_what_the_caller_sent_and_was_told(url: str, tmp_path: Path) -> None:

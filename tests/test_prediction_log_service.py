@@ -198,7 +198,7 @@ def test_every_way_of_asking_is_kept_and_what_is_refused_is_counted(models: Trai
     ("settings", "sentence"),
     [
         ({"TABSERVE_LOG_URL": "file:///proc/nowhere"}, "the predictions cannot be kept in /proc/nowhere ("),
-        ({"TABSERVE_LOG_URL": "s3://b/p"}, "s3:// is not there yet"),
+        ({"TABSERVE_LOG_URL": "s3://key:secret@b/p"}, "TABSERVE_LOG_URL: expected s3://bucket/prefix"),
         (
             {"TABSERVE_LOG_KEY_FILE": "/no/such/key"},
             "the key file /no/such/key of TABSERVE_LOG_KEY_FILE cannot be read",

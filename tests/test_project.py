@@ -160,7 +160,18 @@ def test_all_locks_agree_and_have_what_pyproject_asks_for() -> None:
 
 
 def test_the_serving_lock_has_nothing_that_only_others_need() -> None:
-    others = {"evidently", "locust", "skl2onnx", "matplotlib", "pandera", "pytest", "duckdb", "onnx"}
+    others = {
+        "evidently",
+        "locust",
+        "skl2onnx",
+        "matplotlib",
+        "pandera",
+        "pytest",
+        "duckdb",
+        "onnx",
+        "psycopg",
+        "boto3",
+    }
 
     assert not others & set(pins("serving"))
 

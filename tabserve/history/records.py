@@ -65,7 +65,7 @@ def readable_place(url: str) -> Place:
     if not isinstance(place.sink, FolderSink):
         raise BadQuestionError(
             f"a prediction log at {urlsplit(url).scheme}:// is not read by these commands, only one at file://; "
-            "docs/operations_prediction_log.md has the same questions for where it is"
+            "docs/operations.md has the same questions for where it is"
         )
     return place
 

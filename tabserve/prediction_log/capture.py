@@ -10,6 +10,7 @@ from tabserve.prediction_log.places import Place
 from tabserve.prediction_log.predictions import Predictions
 from tabserve.prediction_log.rejections import Rejections
 from tabserve.prediction_log.sources import PredictionSource
+from tabserve.prediction_log.spool import Spool
 from tabserve.prediction_log.waiting import WaitingPredictions
 from tabserve.prediction_log.writer import Writer
 from tabserve.settings import Settings
@@ -27,7 +28,13 @@ class Capture:
         weight = 1 / settings.log_sample
         predictions = PredictionSource(self._waiting, weight, personal_are_hashed=personal.are_hashed)
         sources = (predictions, self._labels, self._rejections)
-        self._writer = Writer(place, sources, retention_days=settings.log_retention_days, observer=observer)
+        self._writer = Writer(
+            place,
+            sources,
+            retention_days=settings.log_retention_days,
+            spool=Spool(place.folder, settings.log_spool_bytes) if place.is_remote else None,
+            observer=observer,
+        )
         self._writer.start()
 
     def put(self, predictions: Predictions, latency_seconds: float) -> None:

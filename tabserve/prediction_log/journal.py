@@ -8,10 +8,9 @@ import pyarrow as pa
 from tabserve.prediction_log.places import Place
 from tabserve.prediction_log.segment import Segment
 
-# A segment becomes a Parquet file when the first of these is reached.
+# A segment becomes a Parquet file when the first of these is reached, or the age that its place has for it.
 MOST_ROWS = 100_000  # 25 MB of the built-in model: large enough for a file, small enough for the next reader of it open
 MOST_BYTES = 64 << 20  # where rows are wide
-MOST_SECONDS = 60.0
 
 
 def partition_of(*, date: str, model: str | None = None, version: str | None = None) -> str:
@@ -47,11 +46,11 @@ class Journal:
         if segment.n_rows >= MOST_ROWS or segment.n_bytes >= MOST_BYTES:
             self._close(partition)
 
-    def take_closed(self, *, everything: bool = False) -> list[Segment]:
-        """The segments that are to be rolled: full, older than a minute, or all of them."""
+    def take_closed(self, older_than_seconds: float) -> list[Segment]:
+        """The segments that are to be rolled: those that are full, and those of an age."""
         now = time.monotonic()
         for partition, segment in list(self._open.items()):
-            if everything or now - segment.opened >= MOST_SECONDS:
+            if now - segment.opened >= older_than_seconds:
                 self._close(partition)
         closed, self._closed = self._closed, []
         return closed

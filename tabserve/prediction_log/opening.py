@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tabserve.prediction_log.observer import Observer
 from tabserve.prediction_log.personal import read_key
-from tabserve.prediction_log.places import check, default_url, place_of
+from tabserve.prediction_log.places import check, default_url, place_of, with_usable_spool
 from tabserve.prediction_log.predictions import NoPredictionLog, PredictionLog
 from tabserve.settings import Settings
 
@@ -16,7 +16,7 @@ def usable_url(settings: Settings, home: Path) -> str:
         CannotKeepError: where that is not possible.
     """
     _key_of(settings)
-    url = settings.log_url or default_url(home)
+    url = with_usable_spool(settings.log_url or default_url(home), home)
     place = place_of(url)
     if place is not None:
         check(place)
@@ -29,7 +29,7 @@ def open_prediction_log(settings: Settings, home: Path, observer: Observer) -> P
     Raises:
         CannotKeepError: for an address or a key that cannot be used.
     """
-    place = place_of(settings.log_url or default_url(home))
+    place = place_of(settings.log_url or default_url(home), home)
     if place is None:
         return NoPredictionLog()
     from tabserve.prediction_log.capture import Capture  # here: pyarrow's 30 MB only where something is written

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tabserve.prediction_log.elsewhere import Elsewhere, is_within
 from tabserve.prediction_log.places import Place
 from tabserve.prediction_log.segment import SUFFIX, WholeBatches
 
@@ -22,12 +23,15 @@ class Snapshot:
 
     files: tuple[Path, ...]
     open: tuple[pa.Table, ...]
+    elsewhere: Elsewhere = field(default_factory=Elsewhere)
+    """What is in a bucket or a database."""
 
     def tables(self) -> Iterator[pa.Table]:
         """A table for each file and segment. Schemas differ where the contracts do."""
         for path in self.files:
             with suppress(FileNotFoundError):  # its days of retention are over
                 yield pq.ParquetFile(path).read()
+        yield from self.elsewhere.tables()
         yield from self.open
 
     @property
@@ -36,24 +40,28 @@ class Snapshot:
 
 
 def read(place: Place, table: str, *, since: date | None = None, until: date | None = None) -> Snapshot:
-    """What a local place holds of a table.
+    """What a place holds of a table: its open segments are those on this machine.
 
     Args:
         since: the first day, in UTC.
         until: the last day, which is included.
+
+    Raises:
+        OSError: where a bucket or a database cannot be read.
     """
     # Segments first, and opened before the files are listed: one that is rolled meanwhile is among the files, under the
     # same name, and then its segment is left out; and what was open before stays readable after it is removed.
     segments = list(_opened(place.open_segments(table)))
     rolled = list(_parquet_files(place.folder / table))
-    names = {path.stem for path in rolled}
+    elsewhere = place.sink.find(table, since, until, [f"{name}.parquet" for name, _ in segments])
+    names = {path.stem for path in rolled} | {name.removesuffix(".parquet") for name in elsewhere.names}
     found: list[pa.Table] = []
     for name, batches in segments:
-        if name not in names and _is_within(batches.partition.rpartition("/")[2], since, until):
+        if name not in names and is_within(batches.partition, since, until):
             found += batches.tables()
         batches.close()
-    files = sorted(path for path in rolled if _is_within(path.parent.name, since, until))
-    return Snapshot(tuple(files), tuple(found))
+    files = sorted(path for path in rolled if is_within(path.parent.name, since, until))
+    return Snapshot(tuple(files), tuple(found), elsewhere)
 
 
 def _opened(folder: Path) -> Iterator[tuple[str, WholeBatches]]:
@@ -65,11 +73,3 @@ def _opened(folder: Path) -> Iterator[tuple[str, WholeBatches]]:
 def _parquet_files(folder: Path) -> Iterator[Path]:
     for pattern in ("date=*/*.parquet", "model=*/version=*/date=*/*.parquet"):
         yield from folder.glob(pattern)
-
-
-def _is_within(folder: str, since: date | None, until: date | None) -> bool:
-    try:
-        day = date.fromisoformat(folder.removeprefix("date="))
-    except ValueError:
-        return False
-    return (since is None or since <= day) and (until is None or day <= until)

@@ -24,6 +24,9 @@ SECONDS_BETWEEN_RECOVERIES = 30.0
 SECONDS_BETWEEN_EXPIRIES = 3600.0
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 1.0, 60.0
 ZSTD_LEVEL = 1
+MOST_FAILURES = 3  # of segments that are recovered, each perhaps a time-out, before ours get their turn again
+MANY_GIVEN = 8  # segments that wait, before they are made larger in place of more
+MOST_PENDING = 64  # of which this process holds the locks, and so the file descriptors, while the sink takes nothing
 NICENESS = 10  # where a core is contended the roller gets a tenth of it: rolling can wait, answers cannot
 UNIQUE = ("prediction_id",)  # to look for repetitions in them costs time for nothing
 DICTIONARY_BYTES = 65_536  # of a column with more different values than this holds, no more repetitions are looked for
@@ -68,13 +71,20 @@ class Roller:
         self._given: queue.SimpleQueue[tuple[str, Segment] | None] = queue.SimpleQueue()
         self._pending: list[tuple[str, Segment]] = []
         self._rolling = Fault(
-            "segments of the prediction log cannot be rolled to Parquet, tried again until they can",
-            "segments of the prediction log are rolled to Parquet again",
+            f"the prediction log cannot be delivered to {place.sink}, its segments wait in {place.folder}, "
+            "tried again until it can",
+            f"the prediction log is delivered to {place.sink} again",
         )
+        self._is_behind = False
         self._thread = threading.Thread(target=self._run, name="tabserve-roller", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the sink took nothing when it was asked last, or takes less than comes."""
+        return self._is_behind or self._given.qsize() >= MANY_GIVEN
 
     def give(self, table: str, segment: Segment) -> None:
         """Has a closed segment rolled; its lock is kept until it is."""
@@ -92,18 +102,19 @@ class Roller:
         retry_seconds = FIRST_RETRY_SECONDS
         while True:
             now = time.monotonic()
-            if now >= recover_at:
-                recover_at = now + SECONDS_BETWEEN_RECOVERIES
-                self._recover()
-            if now >= expire_at:
-                expire_at = now + SECONDS_BETWEEN_EXPIRIES
-                self._expire()
+            # Ours first, then what others left: while the sink takes nothing each of them would wait for its time-out.
             if self._pending and now >= retry_at:
                 if self._roll_pending():
                     retry_seconds, retry_at = FIRST_RETRY_SECONDS, 0.0
                 else:
                     retry_at = time.monotonic() + retry_seconds
                     retry_seconds = min(2 * retry_seconds, LAST_RETRY_SECONDS)
+            if now >= expire_at:
+                expire_at = now + SECONDS_BETWEEN_EXPIRIES
+                self._expire()
+            if now >= recover_at:
+                recover_at = now + SECONDS_BETWEEN_RECOVERIES
+                self._recover()
             wake_at = min(recover_at, expire_at, retry_at if self._pending else recover_at)
             with contextlib.suppress(queue.Empty):
                 given = self._given.get(timeout=max(0.0, wake_at - time.monotonic()))
@@ -119,17 +130,30 @@ class Roller:
             try:
                 n_rows = self._deliver(table, segment.path)
             except OSError as error:
-                self._rolling.happened(error)
+                self._failed(error)
+                self._pending.append(self._pending.pop(0))  # the next may be of a table that is not in trouble
+                for _, left in self._pending[MOST_PENDING:]:
+                    left.release()  # recovered when the sink is back, by this process or another
+                del self._pending[MOST_PENDING:]
                 return False
             if n_rows is None:
                 self._observer.rows_dropped("removed", segment.n_rows)
             segment.remove()
             self._pending.pop(0)
-            self._rolling.did_not_happen()
+            self._succeeded()
         return True
 
+    def _failed(self, error: Exception) -> None:
+        self._is_behind = True
+        self._rolling.happened(error)
+
+    def _succeeded(self) -> None:
+        self._is_behind = False
+        self._rolling.did_not_happen()
+
     def _recover(self) -> None:
-        """Rolls the segments that nobody owns."""
+        """Rolls the segments that nobody owns, until the sink did not take some."""
+        n_failures = 0
         for table in self._tables:
             for path in sorted(self._place.open_segments(table).glob(f"*{SUFFIX}")):
                 try:
@@ -137,14 +161,18 @@ class Roller:
                         if is_ours:
                             n_rows = self._deliver(table, path)
                             path.unlink(missing_ok=True)
+                            self._succeeded()
                             if n_rows:
-                                logger.info("%d rows of %s were recovered, whose process had died", n_rows, table)
+                                logger.info("%d rows of %s were recovered, which nobody had delivered", n_rows, table)
                 except OSError as error:
-                    self._rolling.happened(error)
+                    self._failed(error)
+                    n_failures += 1
+                    if n_failures == MOST_FAILURES:
+                        return
 
     def _deliver(self, table: str, path: Path) -> int | None:
         """Rolls a segment that this process has the lock of; the rows, or None where somebody removed it."""
-        name, rolled = f"{path.stem}.parquet", path.with_suffix(".rolling")
+        name, rolled, n_rows = f"{path.stem}.parquet", path.with_suffix(".rolling"), 0
         batches: WholeBatches | None = None
         try:
             batches = WholeBatches(path)
@@ -160,10 +188,13 @@ class Roller:
             return None
         except OSError:
             raise
-        except Exception:  # of another version, or a fault of ours: kept for whoever wants to know, out of the way
+        except Exception:  # never to be taken, or a fault of ours: kept for whoever wants to know, out of the way
             logger.exception("the segment %s cannot be rolled; it is put aside as .broken", path)
             path.replace(path.with_suffix(".broken"))
-            return None
+            if not n_rows:
+                return None
+            self._observer.rows_dropped("failed", n_rows)
+            return 0
         finally:
             if batches is not None:
                 batches.close()
@@ -173,4 +204,7 @@ class Roller:
         try:
             self._place.sink.expire((datetime.now(UTC) - self._retention).date())
         except OSError as error:
+            self._failed(error)
             logger.warning("what is older than %s could not be deleted (%s)", self._retention, error)
+        else:
+            self._succeeded()

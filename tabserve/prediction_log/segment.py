@@ -79,6 +79,10 @@ class Segment:
         self.path.unlink(missing_ok=True)
         os.close(self._file)
 
+    def release(self) -> None:
+        """Leaves the file to whoever recovers it."""
+        os.close(self._file)
+
 
 def _make_locked(folder: Path) -> tuple[int, Path]:
     while True:

@@ -11,12 +11,14 @@ from tabserve.prediction_log.observer import Observer
 from tabserve.prediction_log.places import Place
 from tabserve.prediction_log.roller import Roller
 from tabserve.prediction_log.sources import Source
+from tabserve.prediction_log.spool import Spool, SpoolFullError
 
 logger = logging.getLogger(__name__)
 
 # What a killed process may lose is half a second; half of that, so that a slow flush is within it too. Where much comes
 # it is written sooner, while it is still in the processor's caches.
 FLUSH_SECONDS = 0.25
+BEHIND_ROLL_SECONDS = 60.0  # or a database that is away for an hour would find 3,600 files of each worker
 GLANCE_SECONDS = 0.05
 MANY_ROWS = 256
 CLOSE_SECONDS = 10.0  # of the thirty that BentoML gives a worker to end
@@ -28,7 +30,17 @@ class Writer:
     Started in the process that writes: threads and locks are not inherited.
     """
 
-    def __init__(self, place: Place, sources: Sequence[Source], *, retention_days: int, observer: Observer) -> None:
+    def __init__(
+        self,
+        place: Place,
+        sources: Sequence[Source],
+        *,
+        retention_days: int,
+        spool: Spool | None = None,
+        observer: Observer,
+    ) -> None:
+        self._roll_seconds = place.roll_seconds
+        self._spool = spool
         self._journals = [(source, Journal(place, source.table)) for source in sources]
         self._observer = observer
         self._roller = Roller(place, [source.table for source in sources], retention_days, observer)
@@ -64,17 +76,26 @@ class Writer:
                 logger.exception("a flush of the prediction log failed")
 
     def _flush(self, *, is_last: bool) -> None:
+        roll_seconds = self._roll_seconds
+        if self._roller.is_behind:
+            roll_seconds = max(roll_seconds, BEHIND_ROLL_SECONDS)
         for source, journal in self._journals:
             for partition, batch in source.batches():
                 try:
+                    if self._spool is not None:
+                        self._spool.check()
                     journal.append(partition, batch)
                 except OSError as error:
                     self._observer.write_failed()
-                    self._observer.rows_dropped("write_error", len(batch))
+                    reason = "spool_full" if isinstance(error, SpoolFullError) else "write_error"
+                    self._observer.rows_dropped(reason, len(batch))
                     self._writing.happened(error)
                 else:
                     self._observer.rows_written(source.table, len(batch))
                     self._writing.did_not_happen()
             source.report(self._observer)
-            for segment in journal.take_closed(everything=is_last):
+            if self._spool is not None:
+                self._spool.look()
+                self._observer.spool_holds(self._spool.n_bytes)
+            for segment in journal.take_closed(0.0 if is_last else roll_seconds):
                 self._roller.give(source.table, segment)
