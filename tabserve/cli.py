@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from tabserve.contract import Contract
 from tabserve.history import label_file, stats, tail
@@ -18,7 +19,8 @@ from tabserve.history.export import check_target, export
 from tabserve.history.records import UnreadableError, opened, readable_place
 from tabserve.history.window import BadQuestionError, Which, last, length_of, which
 from tabserve.prediction_log import CannotKeepError
-from tabserve.prediction_log.places import Place, default_url, place_of
+from tabserve.prediction_log.elsewhere import RefusedError
+from tabserve.prediction_log.places import REMOTE, Place, default_url, place_of, with_usable_spool
 from tabserve.settings import BadSettingError, Settings
 
 logger = logging.getLogger("tabserve.cli")
@@ -39,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # who reads has seen enough; Python would complain once more when it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (OSError, UnreadableError) as error:
+    except (OSError, UnreadableError, RefusedError) as error:
         logger.error("failed: %s", error)
         return 3
     return code
@@ -180,12 +182,13 @@ def _add_log_url(command: argparse.ArgumentParser) -> None:
 
 
 def _log_url(options: Options) -> str:
-    url = options.log_url or Settings.from_environment().log_url
-    if url:
-        return str(url)
+    url: str | None = options.log_url or Settings.from_environment().log_url
+    if url and urlsplit(url).scheme not in REMOTE:
+        return url
     from tabserve import model_store  # as above
 
-    return default_url(model_store.home())
+    home = model_store.home()
+    return with_usable_spool(url, home) if url else default_url(home)
 
 
 def _positive(text: str) -> int:

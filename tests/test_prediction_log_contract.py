@@ -21,8 +21,12 @@ from prediction_log_parts import (
     records,
     wait_for_ids,
 )
+from uuid_utils import uuid7
 
 from tabserve.contract import Contract
+from tabserve.history.label_file import save
+from tabserve.labels import Labels
+from tabserve.prediction_log.places import place_of
 from tabserve.validation import Violation
 
 PLACES: dict[str, Callable[[pytest.FixtureRequest, Path], str]] = {
@@ -184,6 +188,29 @@ def test_rejected_values_are_counted_by_route_feature_and_rule_and_repeat_nothin
         ("/predict/batch", "age", "maximum", "plans", "1.0.0-abcdef"): 7,
     }
     assert counts.written["rejections"] == len(found) < 30  # a row a flush, however many came
+
+
+def test_labels_are_kept_as_they_came_from_callers_and_from_files(url: str, tmp_path: Path) -> None:
+    ids = [str(uuid7()) for _ in range(4)]
+    log = opened(url, tmp_path)
+    log.label(Labels(ids[:1], ["basic"], [None]))
+    log.label(Labels([ids[0], ids[1]], ["plus", None], [None, 2.5]))
+    log.close()
+    place = place_of(url)
+    assert place is not None
+    save(Labels(ids[2:], ["pro", None], [None, -1.0]), place)
+
+    found = sorted(records(url, "labels"), key=lambda record: record["time"])
+
+    assert [(record["prediction_id"], record["label"], record["value"], record["source"]) for record in found[:3]] == [
+        (ids[0], "basic", None, "feedback"),
+        (ids[0], "plus", None, "feedback"),
+        (ids[1], None, 2.5, "feedback"),
+    ]
+    assert {(record["prediction_id"], record["label"], record["value"], record["source"]) for record in found[3:]} == {
+        (ids[2], "pro", None, "import"),
+        (ids[3], None, -1.0, "import"),
+    }
 
 
 def test_days_that_are_too_old_are_deleted(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

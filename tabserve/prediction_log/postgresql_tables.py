@@ -50,6 +50,17 @@ TABLES = {
         objects={"features": "feature:", "probabilities": "probability:"},
         indexed="prediction_id",  # a label looks for its prediction
     ),
+    "labels": Table(
+        columns={
+            "prediction_id": "uuid not null",
+            "time": "timestamptz not null",
+            "label": "text",
+            "value": "float8",
+            "source": "text not null",
+        },
+        objects={},
+        indexed="prediction_id",
+    ),
     "rejections": Table(
         columns={
             "time": "timestamptz not null",
