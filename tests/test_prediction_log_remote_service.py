@@ -41,8 +41,8 @@ def test_a_database_that_is_stopped_and_started_costs_no_request_and_no_record(
                 wait_for(lambda: len(load.answered) > n_answered + 1000)
             before = n_delivered(postgresql, url)
             wait_for(lambda: n_delivered(postgresql, url) > before + 1000, 60)
+            wait_for(lambda: service.log.count(BACK) == service.log.count(AWAY) <= 2, 60)  # once a worker
         assert load.statuses == {200}
-        wait_for(lambda: service.log.count(BACK) == service.log.count(AWAY) <= 2, 60)  # once a worker
         assert metric(service, "tabserve_prediction_log_dropped_rows_total") == 0
         assert metric(service, "tabserve_prediction_log_spool_bytes") >= 0
         assert PASSWORD not in service.log
