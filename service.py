@@ -21,7 +21,7 @@ from tabserve.contract import MAX_ROWS, Rows
 from tabserve.http_api import FrontDoor
 from tabserve.model_store import ModelRefusedError, StoredModel
 from tabserve.prediction_log import CannotKeepError, NoPredictionLog, PredictionLog, Predictions
-from tabserve.prediction_log.capture import open_prediction_log, usable_url
+from tabserve.prediction_log.opening import open_prediction_log, usable_url
 from tabserve.rollout import NotReadyError, Rollout, ServedModel, choose_model
 from tabserve.settings import BadSettingError, Settings
 from tabserve.telemetry import Telemetry, configure_logging, share_metrics

@@ -12,7 +12,7 @@ from uuid_utils import uuid7
 
 from tabserve.contract import Contract, Feature
 from tabserve.prediction_log import PredictionLog, Predictions
-from tabserve.prediction_log.capture import open_prediction_log
+from tabserve.prediction_log.opening import open_prediction_log
 from tabserve.prediction_log.places import place_of
 from tabserve.prediction_log.reading import read
 from tabserve.settings import Settings

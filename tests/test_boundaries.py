@@ -54,7 +54,8 @@ from tabserve.rollout import Rollout
 from tabserve.settings import Settings
 Rollout().put_in_service(model_store.load(model_store.find("{models.tag("breast_cancer")}")), Settings())
 print([name for name in sys.modules if name.startswith(("tabserve.training", "tabserve.history", "tabserve.cli"))
-       or name in ("duckdb", "sklearn", "pandas", "matplotlib", "pandera", "skl2onnx", "evidently", "locust")])
+       or name in ("duckdb", "pyarrow", "sklearn", "pandas", "matplotlib", "pandera", "skl2onnx", "evidently",
+                   "locust")])
 """
 
     done = subprocess.run(

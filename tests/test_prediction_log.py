@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prediction_log_parts import (
     CONTRACT,
+    MODEL,
     ROW,
     SCORES,
     Counts,
@@ -32,14 +33,14 @@ from prediction_log_parts import (
 )
 
 from tabserve.prediction_log import CannotKeepError, NoPredictionLog, Predictions, journal, roller
-from tabserve.prediction_log.capture import open_prediction_log, usable_url
 from tabserve.prediction_log.columns import PredictionColumns, prediction_schema
+from tabserve.prediction_log.opening import open_prediction_log, usable_url
 from tabserve.prediction_log.personal import Personal
 from tabserve.prediction_log.places import place_of
 from tabserve.prediction_log.reading import read
 from tabserve.prediction_log.segment import Segment, WholeBatches
 from tabserve.prediction_log.sources import PredictionSource
-from tabserve.prediction_log.waiting import WaitingPredictions
+from tabserve.prediction_log.waiting import Put, WaitingPredictions
 from tabserve.settings import Settings
 from tabserve.validation import RowReader
 
@@ -57,6 +58,13 @@ def folder_of(url: str) -> Path:
     return place.folder
 
 
+def waiting_as(put: Predictions) -> Put:
+    waiting = WaitingPredictions(10**6, 1.0, Personal(None))
+    waiting.put(put, 0.001)
+    (found,) = waiting.take()
+    return found
+
+
 # --- records
 
 
@@ -67,7 +75,11 @@ def test_a_record_holds_what_the_contract_decodes(data: st.DataObject) -> None:
     n_rows = len(values)
     put = Predictions(["x" * 36] * n_rows, values, np.array([[0.3, 0.7]] * n_rows), "m:1", contract)
 
-    batch = PredictionColumns(put, 1.0, personal_are_hashed=False).batch([(put, 1e9, 0.001)])
+    columns = PredictionColumns(contract, "m:1", "champion", 1.0, personal_are_hashed=False)
+    raw = columns.raw([waiting_as(put)])
+    codec = PredictionColumns.of_metadata(raw.schema.metadata)
+    assert codec is not None
+    batch = codec.decode(raw)
 
     batch.validate(full=True)
     assert batch.schema == prediction_schema(contract, personal_are_hashed=False)
@@ -149,14 +161,14 @@ import numpy as np
 from pathlib import Path
 from tabserve.contract import Contract, Feature
 from tabserve.prediction_log import Predictions
-from tabserve.prediction_log.capture import open_prediction_log
+from tabserve.prediction_log.opening import open_prediction_log
 from tabserve.settings import Settings
 from tabserve.telemetry import Telemetry
 features = (Feature(name="n", kind="number"), Feature(name="c", kind="category", categories=("a", "b")))
 contract = Contract(features=features, task="binary", target="y", classes=("no", "yes"))
 folder = Path({str(tmp_path)!r})
 log = open_prediction_log(Settings(log_url=folder.as_uri()), folder, Telemetry().of_prediction_log())
-log.put(Predictions(["an id"], np.ones((1, 2)), np.array([[0.3, 0.7]]), "m:1", contract), 0.001)
+log.put(Predictions(["i" * 36], np.ones((1, 2)), np.array([[0.3, 0.7]]), "m:1", contract), 0.001)
 log.close()
 assert list(folder.rglob("*.parquet"))
 assert "pandas" not in sys.modules
@@ -186,7 +198,7 @@ def test_predictions_that_cannot_be_decoded_do_not_stop_the_others(caplog) -> No
     waiting = WaitingPredictions(100, 1.0, Personal(None))
     source = PredictionSource(waiting, 1.0, personal_are_hashed=False)
     bad = predictions(model="broken:1")
-    bad.scores = SCORES.reshape(3, 1)
+    bad.scores = SCORES[:2].reshape(1, 2)
     waiting.put(bad, 0.001)
     waiting.put(predictions(), 0.001)
 
@@ -202,9 +214,10 @@ def test_predictions_that_cannot_be_decoded_do_not_stop_the_others(caplog) -> No
 # --- segments
 
 
-def batch_of(n_rows: int, seed: int) -> pa.RecordBatch:
+def batch_of(n_rows: int) -> pa.RecordBatch:
     put = predictions([ROW] * n_rows)
-    return PredictionColumns(put, 1.0, personal_are_hashed=False).batch([(put, 1e9 + seed, 0.001)])
+    columns = PredictionColumns(CONTRACT, MODEL, "champion", 1.0, personal_are_hashed=False)
+    return columns.raw([waiting_as(put)])
 
 
 @functools.cache
@@ -213,7 +226,7 @@ def written_segment() -> tuple[bytes, list[int], list[pa.RecordBatch]]:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        batches = [batch_of(n_rows, n_rows) for n_rows in (1, 7, 300, 2)]
+        batches = [batch_of(n_rows) for n_rows in (1, 7, 300, 2)]
         segment = Segment(Path(folder), "date=2026-11-21", batches[0].schema)
         ends = []
         for batch in batches:
@@ -259,6 +272,25 @@ def test_a_segment_of_a_dead_owner_is_rolled_and_its_torn_tail_cut(url: str, tmp
 
     (rolled,) = folder_of(url).glob("predictions/date=2026-11-21/*.parquet")
     assert pq.ParquetFile(rolled).read()["prediction_id"].to_pylist() == expected
+
+
+def test_a_segment_that_another_version_wrote_is_put_aside(url: str, tmp_path: Path, caplog) -> None:
+    place = place_of(url)
+    assert place is not None
+    folder = place.open_segments("predictions")
+    schema = pa.schema([("a", pa.int64())], metadata={"tabserve.predictions": '["of", "tomorrow"]'})
+    segment = Segment(folder, "date=2026-11-21", schema)
+    segment.path.rename(folder / "foreign.arrows")
+    os.close(segment._file)  # as a process does that dies
+    assert records(url) == []
+
+    log = opened(url, tmp_path)
+    wait_for((folder / "foreign.broken").exists)
+    put = predictions()
+    log.put(put, 0.001)
+    log.close()
+    assert ids_in(url) == put.ids
+    assert "is put aside as .broken" in caplog.text
 
 
 def test_a_segment_that_was_rolled_but_not_removed_counts_once(url: str, tmp_path: Path) -> None:

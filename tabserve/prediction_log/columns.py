@@ -11,23 +11,27 @@ A personal feature is the text of its hash, or is left out where it is dropped.
 Every batch is made of numpy's buffers as they are: `pyarrow.array` would import pandas, and look at each value.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import chain
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from tabserve.contract import Contract, Feature
-from tabserve.prediction_log.predictions import Predictions
 from tabserve.prediction_log.waiting import Put
 
 TIME = pa.timestamp("us", "UTC")
 Day = int
 """Days since 1970."""
 MICROSECONDS_OF_A_DAY = 86_400_000_000
+
+ID_BYTES = 36  # of a UUID as text
+
+_CODEC = b"tabserve.predictions"
 
 _KINDS = {"number": pa.float64(), "integer": pa.int64(), "boolean": pa.bool_(), "category": pa.string()}
 
@@ -54,67 +58,104 @@ def has_integer_labels(contract: Contract) -> bool:
 
 
 class PredictionColumns:
-    """Makes batches of the predictions of one model in one role.
+    """The records of one model in one role: raw, as the writer puts them together quickly, and decoded.
 
-    Args:
-        like: a prediction of that model in that role.
+    A raw batch has the rows and scores of a prediction as bytes. What decodes them stands in its schema's metadata, so
+    that a segment needs nothing else to be read.
     """
 
-    def __init__(self, like: Predictions, weight: float, *, personal_are_hashed: bool) -> None:
-        predictions = like
-        contract = self._contract = predictions.contract
-        self.model, _, self.version = predictions.model_version.partition(":")
+    def __init__(
+        self, contract: Contract, model_version: str, variant: str, weight: float, *, personal_are_hashed: bool
+    ) -> None:
+        self.model, _, self.version = model_version.partition(":")
         self.schema = prediction_schema(contract, personal_are_hashed=personal_are_hashed)
+        self._contract = contract
         self._weight = weight
-        self._constants = (self.model, self.version, contract.hash, predictions.variant)
-        self._repeated: list[pa.Array] = []
+        self._constants = (self.model, self.version, contract.hash, variant)
         self._categories = [text_array([str(category) for category in f.categories]) for f in contract.features]
-        self._personal_are_hashed = personal_are_hashed
+        self._labels = None
         if contract.classes and not has_integer_labels(contract):
             self._labels = text_array([str(label) for label in contract.classes])
-        else:
-            self._labels = None
+        self._n_hashed = len(contract.personal) if personal_are_hashed else 0
+        self._n_scores = max(1, len(contract.classes))
+        key = [contract.model_dump(mode="json"), model_version, variant, weight, personal_are_hashed]
+        self._raw_schema = pa.schema(
+            [
+                ("prediction_id", pa.string()),
+                ("time", TIME),
+                ("latency_ms", pa.float64()),
+                ("rows", pa.binary(8 * len(contract.features))),
+                ("scores", pa.binary(8 * self._n_scores)),
+                *((f"hashed:{number}", pa.string()) for number in range(self._n_hashed)),
+            ],
+            metadata={_CODEC: json.dumps(key)},
+        )
 
-    def batch(self, put: Sequence[Put]) -> pa.RecordBatch:
-        """One batch of predictions of this model, in their order."""
-        predictions, times, latencies = zip(*put, strict=True)
-        ids = list(chain.from_iterable(of_request.ids for of_request in predictions))
-        n_rows = len(ids)
-        n_rows_of = np.fromiter((len(of_request.ids) for of_request in predictions), np.int64, len(put))
-        microseconds = (np.array(times) * 1e6).astype(np.int64)
-        latency_ms = (np.array(latencies) * 1e3).round(3)
+    @classmethod
+    def of_metadata(cls, metadata: Mapping[bytes, bytes]) -> Self | None:
+        """What decodes the batches of a schema with this metadata; None where they are no raw predictions.
+
+        Raises:
+            ValueError: where another version of this wrote them.
+        """
+        if _CODEC not in metadata:
+            return None
+        contract, model_version, variant, weight, personal_are_hashed = json.loads(metadata[_CODEC])
+        contract = Contract.model_validate_json(json.dumps(contract))  # JSON has no tuples, which only this way allows
+        return cls(contract, model_version, variant, weight, personal_are_hashed=personal_are_hashed)
+
+    def raw(self, put: Sequence[Put]) -> pa.RecordBatch:
+        """Predictions of this model, in their order."""
+        _, _, _, n_rows_of, ids, rows, scores, hashed, times, latencies = zip(*put, strict=True)
+        n_rows = sum(n_rows_of)
+        microseconds = np.repeat((np.array(times) * 1e6).astype(np.int64), n_rows_of)
+        latency_ms = np.repeat((np.array(latencies) * 1e3).round(3), n_rows_of)
+        id_offsets = np.arange(0, ID_BYTES * n_rows + 1, ID_BYTES, dtype=np.int32)
+        id_buffers = [None, pa.py_buffer(id_offsets), _whole("".join(ids).encode(), n_rows, ID_BYTES)]
         columns = [
-            text_array(ids),
-            _fixed(TIME, np.repeat(microseconds, n_rows_of)),
-            *self._constant(n_rows),
-            *self._features(predictions),
-            *self._prediction(predictions),
-            _fixed(pa.float64(), np.repeat(latency_ms, n_rows_of)),
+            pa.Array.from_buffers(pa.string(), n_rows, id_buffers),
+            _fixed(TIME, microseconds),
+            _fixed(pa.float64(), latency_ms),
+        ]
+        for name, parts in (("rows", rows), ("scores", scores)):
+            kind = self._raw_schema.field(name).type
+            columns.append(
+                pa.Array.from_buffers(kind, n_rows, [None, _whole(b"".join(parts), n_rows, kind.byte_width)])
+            )
+        columns += [
+            text_array(list(chain.from_iterable([of_request[number] for of_request in hashed])))
+            for number in range(self._n_hashed)
+        ]
+        return pa.RecordBatch.from_arrays(columns, schema=self._raw_schema)
+
+    def decode(self, raw: pa.RecordBatch) -> pa.RecordBatch:
+        """Records of raw predictions."""
+        n_rows = len(raw)
+        always_first = _fixed(pa.int32(), np.zeros(n_rows, np.int32))
+        columns = [
+            raw.column("prediction_id"),
+            raw.column("time"),
+            *(text_array([constant]).take(always_first) for constant in self._constants),
+            *self._features(raw),
+            *self._prediction(_matrix_of(raw.column("scores"), self._n_scores)),
+            raw.column("latency_ms"),
             _fixed(pa.float64(), np.full(n_rows, self._weight)),
         ]
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
-    def _constant(self, n_rows: int) -> list[pa.Array]:
-        if not self._repeated or len(self._repeated[0]) < n_rows:
-            self._repeated = [text_array([value] * n_rows) for value in self._constants]
-        return [column.slice(0, n_rows) for column in self._repeated]
-
-    def _features(self, predictions: Sequence[Predictions]) -> list[pa.Array]:
+    def _features(self, raw: pa.RecordBatch) -> list[pa.Array]:
         # Transposed once: a column is then a piece of memory, which Arrow takes as it is.
-        rows = np.ascontiguousarray(np.concatenate([of_request.rows for of_request in predictions]).T)
+        rows = np.ascontiguousarray(_matrix_of(raw.column("rows"), len(self._contract.features)).T)
         missing = np.isnan(rows)
-        has_missing = missing.any(axis=1).tolist()
+        with_gaps = set(np.flatnonzero(missing.any(axis=1)).tolist())
+        hashed = (raw.column(f"hashed:{number}") for number in range(self._n_hashed))
         columns = []
-        n_personal = 0
         for position, feature in enumerate(self._contract.features):
-            if feature.personal:
-                if self._personal_are_hashed:
-                    hashes = chain.from_iterable(of_request.hashed[n_personal] for of_request in predictions)
-                    columns.append(text_array(list(hashes)))
-                n_personal += 1
-                continue
-            absent = missing[position] if has_missing[position] else None
-            columns.append(self._feature(position, feature, rows[position], absent))
+            if not feature.personal:
+                absent = missing[position] if position in with_gaps else None
+                columns.append(self._feature(position, feature, rows[position], absent))
+            elif self._n_hashed:
+                columns.append(next(hashed))
         return columns
 
     def _feature(
@@ -129,16 +170,27 @@ class PredictionColumns:
             return _fixed(pa.bool_(), known != 0, absent)
         return self._categories[position].take(_fixed(pa.int32(), known.astype(np.int32), absent))
 
-    def _prediction(self, predictions: Sequence[Predictions]) -> list[pa.Array]:
-        scores = np.concatenate([of_request.scores for of_request in predictions])
+    def _prediction(self, scores: npt.NDArray[np.float64]) -> list[pa.Array]:
+        columns = [_fixed(pa.float64(), column) for column in np.ascontiguousarray(scores.T)]
         if self._contract.task == "regression":
-            return [_fixed(pa.float64(), scores)]
+            return columns
         chosen = scores.argmax(axis=1)  # the first of the largest, as the answer
         if self._labels is None:
             label = _fixed(pa.int64(), np.array(self._contract.classes, np.int64)[chosen])
         else:
             label = self._labels.take(_fixed(pa.int32(), chosen.astype(np.int32)))
-        return [label, *(_fixed(pa.float64(), column) for column in np.ascontiguousarray(scores.T))]
+        return [label, *columns]
+
+
+def _whole(content: bytes, n_rows: int, width: int) -> pa.Buffer:
+    if len(content) != n_rows * width:
+        raise ValueError(f"expected {n_rows} rows of {width} bytes, got {len(content)} bytes")
+    return pa.py_buffer(content)
+
+
+def _matrix_of(column: pa.Array, width: int) -> npt.NDArray[np.float64]:
+    start = column.offset * width
+    return np.frombuffer(column.buffers()[1], np.float64)[start : start + len(column) * width].reshape(-1, width)
 
 
 def text_array(texts: Sequence[str | None]) -> pa.Array:

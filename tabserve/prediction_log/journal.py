@@ -36,7 +36,7 @@ class Journal:
             OSError: where it cannot be written; nothing of it is there then.
         """
         segment = self._open.get(partition)
-        if segment is None or not segment.schema.equals(batch.schema):
+        if segment is None or not segment.schema.equals(batch.schema, check_metadata=True):
             self._close(partition)
             segment = self._open[partition] = Segment(self._folder, partition, batch.schema)
         try:

@@ -47,12 +47,10 @@ def read(place: Place, table: str, *, since: date | None = None, until: date | N
     segments = list(_opened(place.open_segments(table)))
     rolled = list(_parquet_files(place.folder / table))
     names = {path.stem for path in rolled}
-    found = []
+    found: list[pa.Table] = []
     for name, batches in segments:
         if name not in names and _is_within(batches.partition.rpartition("/")[2], since, until):
-            whole = list(batches)
-            if whole:
-                found.append(pa.Table.from_batches(whole).replace_schema_metadata(None))
+            found += batches.tables()
         batches.close()
     files = sorted(path for path in rolled if _is_within(path.parent.name, since, until))
     return Snapshot(tuple(files), tuple(found))
@@ -60,7 +58,7 @@ def read(place: Place, table: str, *, since: date | None = None, until: date | N
 
 def _opened(folder: Path) -> Iterator[tuple[str, WholeBatches]]:
     for path in sorted(folder.glob(f"*{SUFFIX}")):
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, ValueError):  # removed, or of another version, which will roll it
             yield path.stem, WholeBatches(path)
 
 

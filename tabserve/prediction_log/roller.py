@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_RECOVERIES = 30.0
 SECONDS_BETWEEN_EXPIRIES = 3600.0
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 1.0, 60.0
-ROWS_AT_ONCE = 32_768  # of a segment are in memory, and become a row group
 ZSTD_LEVEL = 1
 NICENESS = 10  # where a core is contended the roller gets a tenth of it: rolling can wait, answers cannot
 UNIQUE = ("prediction_id",)  # to look for repetitions in them costs time for nothing
@@ -47,15 +46,9 @@ def roll(batches: WholeBatches, to: Path) -> int:
         dictionary_pagesize_limit=DICTIONARY_BYTES,
         store_schema=False,
     ) as writer:
-        waiting: list[pa.RecordBatch] = []
-        for batch in batches:
-            waiting.append(batch)
-            n_rows += len(batch)
-            if sum(map(len, waiting)) >= ROWS_AT_ONCE:
-                writer.write_table(pa.Table.from_batches(waiting).combine_chunks())
-                waiting.clear()
-        if waiting:
-            writer.write_table(pa.Table.from_batches(waiting).combine_chunks())
+        for table in batches.tables():
+            writer.write_table(table)
+            n_rows += len(table)
     return n_rows
 
 
@@ -152,23 +145,28 @@ class Roller:
     def _deliver(self, table: str, path: Path) -> int | None:
         """Rolls a segment that this process has the lock of; the rows, or None where somebody removed it."""
         name, rolled = f"{path.stem}.parquet", path.with_suffix(".rolling")
+        batches: WholeBatches | None = None
         try:
             batches = WholeBatches(path)
-        except FileNotFoundError:
-            return None
-        try:
             if batches.schema is None or self._place.sink.has(table, batches.partition, name):
                 return 0
             n_rows = roll(batches, rolled)
             if n_rows:
                 self._place.sink.deliver(table, batches.partition, name, rolled)
             return n_rows
-        except pa.ArrowException:  # not of our making, or Arrow's fault: kept for whoever wants to know, out of the way
+        except FileNotFoundError:
+            if path.exists():
+                raise
+            return None
+        except OSError:
+            raise
+        except Exception:  # of another version, or a fault of ours: kept for whoever wants to know, out of the way
             logger.exception("the segment %s cannot be rolled; it is put aside as .broken", path)
             path.replace(path.with_suffix(".broken"))
             return None
         finally:
-            batches.close()
+            if batches is not None:
+                batches.close()
             rolled.unlink(missing_ok=True)
 
     def _expire(self) -> None:

@@ -14,11 +14,11 @@ from pathlib import Path
 import pyarrow as pa
 from uuid_utils import uuid7
 
-SUFFIX = ".arrows"
-_PARTITION = b"tabserve.partition"
+from tabserve.prediction_log.columns import PredictionColumns
 
-# What a torn or foreign tail makes Arrow say.
-UNREADABLE = (pa.ArrowException, OSError, EOFError)
+SUFFIX = ".arrows"
+ROWS_AT_ONCE = 32_768  # are in memory when a segment is read, and become a row group
+_PARTITION = b"tabserve.partition"
 
 
 class SegmentGoneError(OSError):
@@ -46,7 +46,7 @@ class Segment:
         self.n_bytes = 0
         self._file, self.path = _make_locked(folder)
         try:
-            self._write(like.with_metadata({_PARTITION: partition}).serialize())
+            self._write(like.with_metadata({**(like.metadata or {}), _PARTITION: partition}).serialize())
         except OSError:
             self.remove()
             raise
@@ -112,36 +112,71 @@ def adopted(path: Path) -> Iterator[bool]:
         os.close(file)
 
 
+@contextlib.contextmanager
+def _torn() -> Iterator[None]:
+    """Passes over what a torn or foreign tail makes Arrow say; what the system says of a file is raised."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            raise
+    except (pa.ArrowException, EOFError):
+        pass
+
+
 class WholeBatches:
     """Reads a segment, whoever writes it: every whole batch, and nothing of a torn tail.
 
-    The file is open from here on, and may be removed meanwhile. The batches carry metadata, which `schema` does not.
+    The file is open from here on, and may be removed meanwhile. Iterated, it gives the batches as they were written.
 
     Raises:
         FileNotFoundError: where it is not there any more.
+        ValueError: where another version of this wrote it.
     """
 
     def __init__(self, path: Path) -> None:
         self._file = pa.OSFile(str(path))
         self.partition = ""
         self.schema: pa.Schema | None = None
-        """None where not even the schema is whole."""
+        """Of the tables; None where not even the schema of the file is whole."""
         self._stream: pa.RecordBatchStreamReader | None = None
-        with contextlib.suppress(*UNREADABLE):
+        self._columns: PredictionColumns | None = None
+        with _torn():
             self._stream = pa.ipc.open_stream(self._file)
-            self.partition = (self._stream.schema.metadata or {}).get(_PARTITION, b"").decode()
-            self.schema = self._stream.schema.remove_metadata()
+            metadata = self._stream.schema.metadata or {}
+            self.partition = metadata.get(_PARTITION, b"").decode()
+            self._columns = PredictionColumns.of_metadata(metadata)
+            self.schema = self._columns.schema if self._columns else self._stream.schema.remove_metadata()
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         if self._stream is None:
             return
         while True:
-            try:
+            whole = None
+            with contextlib.suppress(StopIteration), _torn():
                 batch = self._stream.read_next_batch()
                 batch.validate(full=True)
-            except (StopIteration, *UNREADABLE):
+                whole = batch
+            if whole is None:
                 return
-            yield batch
+            yield whole
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The rows as their readers want them, so many at once that memory does not grow with the segment."""
+        waiting: list[pa.RecordBatch] = []
+        for batch in self:
+            waiting.append(batch)
+            if sum(map(len, waiting)) >= ROWS_AT_ONCE:
+                yield self._decoded(waiting)
+                waiting = []
+        if waiting:
+            yield self._decoded(waiting)
+
+    def _decoded(self, batches: list[pa.RecordBatch]) -> pa.Table:
+        table = pa.Table.from_batches(batches).combine_chunks()
+        if self._columns is None:
+            return table.replace_schema_metadata(None)
+        return pa.Table.from_batches([self._columns.decode(batch) for batch in table.to_batches()])
 
     def close(self) -> None:
         self._file.close()

@@ -1,4 +1,4 @@
-"""Where the writer gets its batches from: the predictions that wait, decoded here and not on the way of a request."""
+"""Where the writer gets its batches from: the predictions that wait, decoded only when they are rolled."""
 
 import logging
 from collections import deque
@@ -10,7 +10,6 @@ import pyarrow as pa
 from tabserve.prediction_log.columns import PredictionColumns, by_day, date_of
 from tabserve.prediction_log.journal import partition_of
 from tabserve.prediction_log.observer import Observer
-from tabserve.prediction_log.predictions import Predictions
 from tabserve.prediction_log.waiting import Put, WaitingPredictions
 
 logger = logging.getLogger(__name__)
@@ -64,8 +63,8 @@ class PredictionSource:
             while taken:
                 put, n_rows = _next_of_one_model(taken)
                 try:
-                    columns = self._columns_of(put[0][0])
-                    pieces = by_day(columns.batch(put))
+                    columns = self._columns_of(put[0])
+                    pieces = by_day(columns.raw(put))
                 except Exception:  # a fault of ours must not end the log
                     logger.exception("%d predictions could not be decoded for the log", n_rows)
                     self._failed_rows += n_rows
@@ -77,7 +76,7 @@ class PredictionSource:
                 finally:
                     self._waiting.done(n_rows)
         finally:  # the writer gave up in the middle
-            left = sum(len(predictions.ids) for predictions, _, _ in taken)
+            left = sum(n_rows for _, _, _, n_rows, *_ in taken)
             self._failed_rows += left
             self._waiting.done(left)
 
@@ -88,25 +87,26 @@ class PredictionSource:
         self._failed_rows = 0
         observer.queue_holds(self._waiting.n_rows)
 
-    def _columns_of(self, predictions: Predictions) -> PredictionColumns:
-        key = predictions.model_version, predictions.variant
+    def _columns_of(self, put: Put) -> PredictionColumns:
+        model_version, variant, contract, *_ = put
+        key = model_version, variant
         columns = self._columns.get(key)
         if columns is None:
             columns = self._columns[key] = PredictionColumns(
-                predictions, self._weight, personal_are_hashed=self._personal_are_hashed
+                contract, model_version, variant, self._weight, personal_are_hashed=self._personal_are_hashed
             )
         return columns
 
 
 def _next_of_one_model(taken: "deque[Put]") -> tuple[list[Put], int]:
     """The first of what was taken, as long as it is of one model and not too much for one batch; and its rows."""
-    first = taken[0][0]
+    model_version, variant, *_ = taken[0]
     put: list[Put] = []
     n_rows = 0
     while taken and len(put) < REQUESTS_AT_ONCE and n_rows < ROWS_AT_ONCE:
-        predictions = taken[0][0]
-        if predictions.model_version != first.model_version or predictions.variant != first.variant:
+        one = taken[0]
+        if one[0] != model_version or one[1] != variant:
             break
-        n_rows += len(predictions.ids)
+        n_rows += one[3]
         put.append(taken.popleft())
     return put, n_rows

@@ -3,13 +3,20 @@
 import random
 import threading
 import time
+from collections.abc import Sequence
 
+from tabserve.contract import Contract
 from tabserve.prediction_log.personal import Personal
 from tabserve.prediction_log.predictions import Predictions
 
-Put = tuple[Predictions, float, float]
-"""Predictions as they were put: when (seconds since 1970), and how many seconds their answer took. A plain tuple: one
-with names takes ten times as long to make."""
+Hashed = Sequence[Sequence[str | None]]
+Put = tuple[str, str, Contract, int, str, bytes, bytes, Hashed, float, float]
+"""Predictions as they wait: model version, variant, contract, number of rows, ids one behind the other, rows and scores
+as bytes, hashes, time (seconds since 1970), latency (seconds).
+
+Bytes and texts, so that the objects of a request end with it and their memory serves the next one: a moment later it
+would be out of the processor's caches. A plain tuple: one with names takes ten times as long to make.
+"""
 
 
 class WaitingPredictions:
@@ -40,12 +47,24 @@ class WaitingPredictions:
         if predictions.contract.personal:
             predictions = self._personal.hide(predictions)
         n_rows = len(predictions.ids)
+        put = (
+            predictions.model_version,
+            predictions.variant,
+            predictions.contract,
+            n_rows,
+            "".join(predictions.ids),
+            predictions.rows.tobytes(),
+            predictions.scores.tobytes(),
+            predictions.hashed,
+            time.time(),
+            latency_seconds,
+        )
         with self._lock:
             if self._n_rows + n_rows > self._max_rows:
                 self._dropped_rows += n_rows
                 return
             self._n_rows += n_rows
-            self._waiting.append((predictions, time.time(), latency_seconds))
+            self._waiting.append(put)
 
     def take(self) -> list[Put]:
         """All that wait. Their rows count until `done` is told."""
