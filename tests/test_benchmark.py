@@ -148,7 +148,7 @@ def test_the_benchmark_starts_its_candidates_and_finds_every_answer_right() -> N
     rows = [
         line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith(("| tab", "| Fast", "| Bento"))
     ]
-    assert len(rows) == 6 + 3
+    assert len(rows) == 7 + 3
     for row in rows:
         assert float(row[1]) > 0
         assert [int(cell) for cell in row[-2:]] == [0, 0]

@@ -74,6 +74,12 @@ NO_BATCHING = Candidate(
     OUR_ROWS,
     settings={**_BENTOML_CONFIG, "TABSERVE_BATCHING": "false"},
 )
+NO_LOG = Candidate(
+    "tabserve, prediction log off",
+    (*_SERVE, ".", "--port"),
+    OUR_ROW,
+    settings={**_BENTOML_CONFIG, "TABSERVE_LOG_URL": "null:"},
+)
 BENTO_PREDICT = Candidate("tabserve, /bento/predict", (*_SERVE, ".", "--port"), OUR_BENTO_ROW, settings=_BENTOML_CONFIG)
 PLAIN = Candidate(
     "FastAPI as in tutorials",
@@ -97,6 +103,6 @@ BARE = Candidate(
     (*_UVICORN, "loadtest.benchmark.competitors.bare_uvicorn:app", "--port"),
     BARE_ROW,
 )
-ALL = (TABSERVE, NO_BATCHING, BENTO_PREDICT, PLAIN, CAREFUL, QUICKSTART, BARE)
+ALL = (TABSERVE, NO_LOG, NO_BATCHING, BENTO_PREDICT, PLAIN, CAREFUL, QUICKSTART, BARE)
 WITH_BATCHES = (TABSERVE, NO_BATCHING, PLAIN)
 WITH_FOREST = (TABSERVE, PLAIN)

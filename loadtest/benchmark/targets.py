@@ -6,8 +6,15 @@ from dataclasses import dataclass
 from loadtest.benchmark import candidates
 from loadtest.benchmark.rows import Row
 
-OURS, PLAIN, CAREFUL, QUICKSTART = (
-    one.name for one in (candidates.TABSERVE, candidates.PLAIN, candidates.CAREFUL, candidates.QUICKSTART)
+OURS, NO_LOG, PLAIN, CAREFUL, QUICKSTART = (
+    one.name
+    for one in (
+        candidates.TABSERVE,
+        candidates.NO_LOG,
+        candidates.PLAIN,
+        candidates.CAREFUL,
+        candidates.QUICKSTART,
+    )
 )
 
 
@@ -32,7 +39,7 @@ class Target:
 
 def under_load(connections: int, rows: Mapping[str, Row]) -> Iterator[Target]:
     ours = rows[OURS]
-    for name, least in ((PLAIN, 9.0), (CAREFUL, 1.4), (QUICKSTART, 10.0)):
+    for name, least in ((PLAIN, 9.0), (CAREFUL, 1.4), (QUICKSTART, 10.0), (NO_LOG, 0.93)):
         yield Target(f"{connections} connections: × {name}", ours.times(rows[name]), least, is_least=True)
     yield Target(f"{connections} connections: CPU µs a request", ours.middle("cpu_us"), 110)
     if connections == 32:
