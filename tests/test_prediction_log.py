@@ -154,7 +154,7 @@ def test_parquet_is_zstd_with_times_in_microseconds_utc(url: str, tmp_path: Path
 
 
 def test_the_log_imports_no_pandas(tmp_path: Path) -> None:
-    """A compiled model is served without it: 60 MB and a second less."""
+    """A compiled model is served without it: 40 MB and a third of a second less."""
     code = f"""
 import sys
 import numpy as np

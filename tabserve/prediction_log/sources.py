@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 PREDICTIONS = "predictions"
 
-# Of one batch. Between two batches the event loop gets its turn: decoding so many requests takes about a millisecond.
+# Of one batch. Between two batches the event loop gets its turn: so many requests take less than half a millisecond.
 REQUESTS_AT_ONCE = 512
 ROWS_AT_ONCE = 4096
 

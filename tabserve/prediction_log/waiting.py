@@ -15,7 +15,7 @@ Put = tuple[str, str, Contract, int, str, bytes, bytes, Hashed, float, float]
 as bytes, hashes, time (seconds since 1970), latency (seconds).
 
 Bytes and texts, so that the objects of a request end with it and their memory serves the next one: a moment later it
-would be out of the processor's caches. A plain tuple: one with names takes ten times as long to make.
+would be out of the processor's caches. A plain tuple: one with names takes six times as long to make.
 """
 
 
