@@ -311,7 +311,9 @@ with opened(readable_place(sys.argv[1]), last(timedelta(hours=24))) as records:
         "SELECT avg(CAST(is_correct AS INTEGER)), count(*), count(labelled_at) FROM joined")
 seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
 cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-print(accuracy, n_rows, n_labelled, seconds, cpu, after.ru_maxrss / 1024)
+# Not ru_maxrss, which begins with what the process had that started this one.
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(accuracy, n_rows, n_labelled, seconds, cpu, int(peak.split()[1]) / 1024)
 """
 
 
@@ -369,7 +371,7 @@ def test_the_queries_of_the_documentation_run_as_they_stand(tmp_path: Path) -> N
     log.label(Labels(put.ids[:2], ["plus", "pro"], [None, None]))
     log.close()
     page = (ROOT / "docs/operations.md").read_text()
-    queries = re.findall(r"```sql\n(.+?)```", page, re.DOTALL)
+    queries = [query for query in re.findall(r"```sql\n(.+?)```", page, re.DOTALL) if "/a/folder" in query]
 
     assert len(queries) == 2
     for query in queries:

@@ -44,7 +44,8 @@ class Stalling:
             self.seen += 1
             if self.seen == 50:
                 self.until = time.monotonic() + self.seconds
-        time.sleep(max(0.0, self.until - time.monotonic()))
+            until = self.until  # of this request: the one before the stall may not have gone on when it begins
+        time.sleep(max(0.0, until - time.monotonic()))
         answer = {"prediction_id": str(uuid.uuid4()), "value": 1.0, "n_features_in": 1, "latency_ms": 0.1}
         return 200, json.dumps({**answer, "model_version": METADATA["model_version"]}).encode()
 
