@@ -40,6 +40,8 @@ class Stalling:
     def __call__(self, path: str, body: bytes) -> tuple[int, bytes]:
         if path == "/metadata":
             return 200, json.dumps(METADATA).encode()
+        if not body:  # it has no metrics
+            return 404, b""
         with self.lock:
             self.seen += 1
             if self.seen == 50:
