@@ -35,6 +35,10 @@ from uuid_utils import uuid7
 
 logger = logging.getLogger("tabserve.service")
 
+# How long another thread, such as the writer of the prediction log, may keep the interpreter from the event loop. By
+# default it is 5 ms, longer than an answer takes.
+SWITCH_SECONDS = 0.0005
+
 rollout = Rollout()
 
 
@@ -217,6 +221,7 @@ def load() -> None:
         settings = Settings.from_environment()
         rollout.put_in_service(model_store.load(choose_model(settings)), settings)
         quiet_collector()
+        sys.setswitchinterval(SWITCH_SECONDS)
     except Exception:
         logger.critical("the model cannot be loaded, the worker ends", exc_info=True)
         logging.shutdown()
