@@ -1,0 +1,98 @@
+"""What a run found: values that are printed, exported as gauges, kept as JSON beside the reports, and read back."""
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from monitoring.verdict import Binned, Divergence, Level
+
+
+class _Result(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DriftWindow(_Result):
+    """One window of one model version. Shares are of the weighted rows."""
+
+    since: datetime
+    until: datetime
+    n_rows: int
+    rows_a_second: float
+    """Weighted, over the whole window."""
+    rejected_share: float
+    """Values that broke the contract, of these and the rows that were answered."""
+    confidence: float | None
+    """The mean of the largest probability; None for a regression, or without rows."""
+
+
+class DriftColumn(_Result):
+    """One feature, or one score of the predictions, in two windows, the newest last."""
+
+    name: str
+    what: Literal["feature", "prediction"]
+    level: Level
+    reference: Binned
+    windows: tuple[Binned, ...]
+    divergences: tuple[Divergence, ...]
+    missing_share: float
+    """Of the newest window; so are the shares below."""
+    reference_missing_share: float
+    out_of_range_share: float
+    """Outside of what training saw; 0 for what is no number."""
+    unknown_share: float
+    """Values of a category that training did not see, of all that came: they are refused."""
+
+
+class DriftResult(_Result):
+    """What one run found of one model version."""
+
+    model: str
+    version: str
+    against: Literal["training", "last-week"]
+    made_at: datetime
+    level: Level
+    """The worst of the columns; `too few rows` where the newest window has."""
+    windows: tuple[DriftWindow, ...]
+    columns: tuple[DriftColumn, ...]
+
+
+class QualityMetric(_Result):
+    """A number, its 95 % interval, and what it was on held-out rows at training."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    baseline: float | None
+
+
+class QualitySegment(_Result):
+    """The rows of one value of the segment column; of all rows where `column` is None."""
+
+    column: str | None
+    value: str | None
+    n_labelled: int
+    metrics: tuple[QualityMetric, ...]
+    level: Level
+
+
+class QualityResult(_Result):
+    """What one run found of one model version."""
+
+    model: str
+    version: str
+    made_at: datetime
+    since: datetime
+    until: datetime
+    level: Level
+    n_rows: int
+    n_labelled: int
+    coverage: float
+    """Share of the predictions that have a label."""
+    estimated_accuracy: float | None
+    """From the scores alone, of all rows; right only as far as they are calibrated. None for a regression."""
+    estimate_of_labelled: float | None
+    """The same estimate of the labelled rows alone, to be held against the accuracy that they turned out to have."""
+    segments: tuple[QualitySegment, ...]
+    """All rows first."""
