@@ -1,5 +1,6 @@
 """The parts of the prediction log: queue, segments, recovery, reading, and what they do when the disk does not."""
 
+import asyncio
 import functools
 import logging
 import os
@@ -21,6 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prediction_log_parts import (
     CONTRACT,
+    GAPS,
     MODEL,
     ROW,
     SCORES,
@@ -192,6 +194,33 @@ def test_a_full_queue_drops_what_comes_and_counts_it() -> None:
     waiting.done(8)
     waiting.put(predictions([ROW] * 4), 0.001)
     assert waiting.n_rows == 4
+
+
+def test_requests_of_one_turn_of_the_event_loop_wait_together_each_with_its_own_latency() -> None:
+    waiting = WaitingPredictions(100, 1.0, Personal(None))
+    put = [predictions([ROW]), predictions([GAPS, ROW]), predictions(model="other:1"), predictions()]
+    by_column = predictions([ROW, GAPS])
+    by_column.scores = np.asfortranarray([[0.1, 0.2, 0.7], [0.3, 0.3, 0.4]])
+
+    async def two_turns() -> None:
+        for number, one in enumerate([*put, by_column]):
+            waiting.put(one, 0.001 * (number + 1))
+        assert waiting.n_rows == 0
+        await asyncio.sleep(0)
+        assert waiting.n_rows == 7
+        waiting.put(put[0], 0.009)  # at the end nobody waits for the loop
+        waiting.end_turn()
+
+    asyncio.run(two_turns())
+
+    source = PredictionSource(waiting, 1.0, personal_are_hashed=False)
+    batches = [PredictionColumns.of_metadata(batch.schema.metadata).decode(batch) for _, batch in source.batches()]
+    assert [len(batch) for batch in batches] == [3, 1, 4]
+    found = {row["prediction_id"]: row for batch in batches for row in batch.to_pylist()}
+    assert {found[an_id]["latency_ms"] for an_id in put[1].ids} == {2.0}
+    assert [found[an_id]["feature:income"] for an_id in put[1].ids] == [None, 30500.5]
+    assert [found[an_id]["probability:pro"] for an_id in by_column.ids] == [0.7, 0.4]
+    assert found[put[2].ids[0]]["model"] == "other"
 
 
 def test_predictions_that_cannot_be_decoded_do_not_stop_the_others(caplog) -> None:

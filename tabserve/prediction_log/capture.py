@@ -51,4 +51,5 @@ class Capture:
 
     def close(self) -> None:
         """As `PredictionLog.close`."""
+        self._waiting.end_turn()
         self._writer.close()

@@ -106,10 +106,11 @@ class PredictionColumns:
 
     def raw(self, put: Sequence[Put]) -> pa.RecordBatch:
         """Predictions of this model, in their order."""
-        _, _, _, n_rows_of, ids, rows, scores, hashed, times, latencies = zip(*put, strict=True)
-        n_rows = sum(n_rows_of)
-        microseconds = np.repeat((np.array(times) * 1e6).astype(np.int64), n_rows_of)
-        latency_ms = np.repeat((np.array(latencies) * 1e3).round(3), n_rows_of)
+        _, _, _, n_rows_put, n_rows_of, ids, rows, scores, hashed, times, latencies = zip(*put, strict=True)
+        n_rows = sum(n_rows_put)
+        microseconds = np.repeat((np.array(times) * 1e6).astype(np.int64), n_rows_put)
+        of_requests = np.array(list(chain.from_iterable(latencies)))
+        latency_ms = np.repeat((of_requests * 1e3).round(3), list(chain.from_iterable(n_rows_of)))
         id_offsets = np.arange(0, ID_BYTES * n_rows + 1, ID_BYTES, dtype=np.int32)
         id_buffers = [None, pa.py_buffer(id_offsets), _whole("".join(ids).encode(), n_rows, ID_BYTES)]
         columns = [
@@ -123,7 +124,7 @@ class PredictionColumns:
                 pa.Array.from_buffers(kind, n_rows, [None, _whole(b"".join(parts), n_rows, kind.byte_width)])
             )
         columns += [
-            text_array(list(chain.from_iterable([of_request[number] for of_request in hashed])))
+            text_array(list(chain.from_iterable([of_put[number] for of_put in hashed])))
             for number in range(self._n_hashed)
         ]
         return pa.RecordBatch.from_arrays(columns, schema=self._raw_schema)

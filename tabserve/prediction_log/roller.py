@@ -27,7 +27,7 @@ ZSTD_LEVEL = 1
 MOST_FAILURES = 3  # of segments that are recovered, each perhaps a time-out, before ours get their turn again
 MANY_GIVEN = 8  # segments that wait, before they are made larger in place of more
 MOST_PENDING = 64  # of which this process holds the locks, and so the file descriptors, while the sink takes nothing
-NICENESS = 10  # where a core is contended the roller gets a tenth of it: rolling can wait, answers cannot
+NICENESS = 19  # where a core is contended the roller gets a sixtieth of it: rolling can wait, answers cannot
 UNIQUE = ("prediction_id",)  # to look for repetitions in them costs time for nothing
 DICTIONARY_BYTES = 65_536  # of a column with more different values than this holds, no more repetitions are looked for
 

@@ -16,8 +16,8 @@ logger = logging.getLogger(__name__)
 
 PREDICTIONS = "predictions"
 
-# Of one batch. Between two batches the event loop gets its turn: so many requests take less than half a millisecond.
-REQUESTS_AT_ONCE = 512
+# Of one batch. Between two batches the event loop gets its turn: so much takes less than half a millisecond.
+PUTS_AT_ONCE = 512
 ROWS_AT_ONCE = 4096
 
 
@@ -103,7 +103,7 @@ def _next_of_one_model(taken: "deque[Put]") -> tuple[list[Put], int]:
     model_version, variant, *_ = taken[0]
     put: list[Put] = []
     n_rows = 0
-    while taken and len(put) < REQUESTS_AT_ONCE and n_rows < ROWS_AT_ONCE:
+    while taken and len(put) < PUTS_AT_ONCE and n_rows < ROWS_AT_ONCE:
         one = taken[0]
         if one[0] != model_version or one[1] != variant:
             break
