@@ -82,7 +82,9 @@ def records(url: str, table: str = "predictions") -> list[dict]:
 
 
 def ids_in(url: str) -> list[str]:
-    return [record["prediction_id"] for record in records(url)]
+    place = place_of(url)
+    assert place is not None
+    return [an_id for table in read(place, "predictions").tables() for an_id in table["prediction_id"].to_pylist()]
 
 
 def wait_for_ids(url: str, ids: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -143,6 +144,24 @@ class S3Server:
             yield
         finally:
             self._process.send_signal(signal.SIGCONT)
+
+    @contextlib.contextmanager
+    def slow(self) -> Iterator[None]:
+        """It works for a tenth of a second, then stands still for four of them, and so on."""
+        is_over = threading.Event()
+
+        def stop_and_go() -> None:
+            while not is_over.wait(0.1):
+                with self.frozen():
+                    is_over.wait(0.4)
+
+        thread = threading.Thread(target=stop_and_go)
+        thread.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            thread.join()
 
     def url(self, spool: Path) -> str:
         """The address of a folder in a new bucket."""

@@ -4,11 +4,13 @@ import os
 import signal
 import time
 from pathlib import Path
+from statistics import median
 
 import pytest
 from conftest import TrainedModels, lines_of, stop, wait_for
-from prediction_log_parts import ids_in, opened
+from prediction_log_parts import ids_in, opened, predictions
 from stores import PASSWORD, PostgresqlServer, S3Server, schema_of
+from test_prediction_log_remote import segment_of
 from test_prediction_log_service import LOST_SECONDS, load_on, metric, two_workers
 
 from tabserve.prediction_log.places import place_of
@@ -99,6 +101,39 @@ def test_a_bucket_that_stands_still_costs_no_request_and_no_record_and_keeps_no_
     wait_for(lambda: not list((tmp_path / "spool").glob("*/_open/*.arrows")))
     log.close()
     assert sorted(ids_in(url)) == sorted(load.ids)
+
+
+def test_a_bucket_that_is_slow_slows_no_request_and_gets_all_that_waits_for_it(
+    models: TrainedModels, tmp_path: Path, s3: S3Server
+) -> None:
+    url = s3.url(tmp_path / "spool")
+    left_behind = [predictions() for _ in range(20)]  # a file each, that the service finds when it starts
+    place = place_of(url)
+    assert place is not None
+    segments = [segment_of(one, place.open_segments("predictions")) for one in left_behind]
+    for segment in segments:
+        segment.release()
+
+    def n_waiting() -> int:
+        return sum(segment.path.exists() for segment in segments)
+
+    with two_workers(models, tmp_path, TABSERVE_LOG_URL=url) as service, load_on(service) as load:
+        with s3.slow():
+            wait_for(lambda: n_waiting() <= 18, 60)
+            assert n_waiting() > 0  # they are being delivered
+            n_asked = len(load.took)
+            wait_for(lambda: len(load.took) > n_asked + 1000)
+            while_slow = load.took[n_asked:]
+        wait_for(lambda: n_waiting() == 0, 60)
+        n_asked = len(load.took)
+        wait_for(lambda: len(load.took) > n_asked + 1000)
+        after = load.took[n_asked:]
+    assert load.statuses == {200}
+    assert AWAY not in service.log
+    assert median(while_slow) < 2 * median(after)
+    assert max(while_slow) < 0.5  # nobody stood still with it
+
+    assert sorted(ids_in(url)) == sorted(load.ids + [an_id for one in left_behind for an_id in one.ids])
 
 
 def _spooled_ids(folder: Path) -> list[str]:
