@@ -29,7 +29,7 @@ class Binned(BaseModel):
 class Divergence(BaseModel):
     """One column of one window against the reference."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")  # without a row chance alone is without bound
 
     psi: float
     kl: float
