@@ -86,7 +86,7 @@ class DriftResult(_Result):
 
 
 class QualityMetric(_Result):
-    """A number, its 95 % interval, and what it was on held-out rows at training."""
+    """A number, its 95 % interval, and what it was at training: on the test rows, of a segment out-of-fold."""
 
     name: str
     value: float
@@ -103,6 +103,10 @@ class QualitySegment(_Result):
     n_labelled: int
     metrics: tuple[QualityMetric, ...]
     level: Level
+    because: str = ""
+    """What made the level, as a sentence."""
+    left_out: tuple[str, ...] = ()
+    """A sentence for metrics that these rows leave undefined."""
 
 
 class QualityResult(_Result):
@@ -114,13 +118,24 @@ class QualityResult(_Result):
     since: datetime
     until: datetime
     level: Level
+    """The worst of the segments; `too few rows` where all rows together are."""
     n_rows: int
     n_labelled: int
     coverage: float
-    """Share of the predictions that have a label."""
+    """Share of the predictions, weighted, that have a label."""
     estimated_accuracy: float | None
     """From the scores alone, of all rows; right only as far as they are calibrated. None for a regression."""
     estimate_of_labelled: float | None
     """The same estimate of the labelled rows alone, to be held against the accuracy that they turned out to have."""
+    estimate_holds: bool | None = None
+    """Whether that accuracy bears the estimate out; None with too few labels to say, and for a regression."""
     segments: tuple[QualitySegment, ...]
-    """All rows first."""
+    """All rows first, then worst first."""
+    n_baseline: int = 0
+    """Test rows that the baselines of all rows are of."""
+    n_sampled: int = 0
+    """Labelled rows that all metrics but accuracy and F1 are of: a uniform sample where there are very many."""
+    n_unusable_labels: int = 0
+    """Labels that are none of the model's: another class, no number."""
+    label_delay_seconds: dict[str, float] = {}
+    """How long after their prediction the labels came: `p50` and `p90`."""
