@@ -37,7 +37,14 @@ CONTRACT = Contract(
     target="plan",
     classes=("basic", "pro"),
 )
-REGRESSION = CONTRACT.model_copy(update={"task": "regression", "target": "spend", "classes": ()})
+
+
+def of_task(task: str, *classes: str | int) -> Contract:
+    """The contract of the same rows for another task; a copy would keep what the first has worked out."""
+    return Contract(features=CONTRACT.features, task=task, target="plan", classes=classes)
+
+
+REGRESSION = of_task("regression")
 
 
 @dataclass(frozen=True)
