@@ -146,7 +146,7 @@ def _drift_trends(results: Sequence[DriftResult], worst: Sequence[DriftColumn]) 
         yield _trend(f"{column.name}{kind}", said, values, threshold=threshold)
     windows = [result.windows[-1] for result in results]
     rates = [window.rows_a_second for window in windows]
-    yield _trend("row rate", f"{rate(rates[-1])}; {_range(rates, rate)}", rates)
+    yield _trend("row rate", f"{rate(rates[-1])}; a day {_range(rates, _rows_a_day)}", rates)
     refused = [window.rejected_share for window in windows]
     yield _trend("share refused by the contract", f"{percent(refused[-1])}; {_range(refused, percent)}", refused)
     sure = [window.confidence for window in windows]
@@ -194,11 +194,18 @@ def _trend(title: str, newest: str, values: Sequence[float | None], **more: Any)
 def _range(values: Sequence[float | None], said: Callable[[float], str]) -> str:
     """The least and the greatest of the runs: the picture has no axis."""
     seen = [value for value in values if value is not None and math.isfinite(value)]
-    return f"from {said(min(seen))} to {said(max(seen))}" if seen else "no run has it"
+    if not seen:
+        return "no run has it"
+    least, most = said(min(seen)), said(max(seen))
+    return "the same in every run" if least == most else f"from {least} to {most}"
 
 
 def _in_percent(share: float) -> str:
     return f"{100 * share:.1f} %"
+
+
+def _rows_a_day(rows_a_second: float) -> str:
+    return f"{rows_a_second * 86400:,.0f}"
 
 
 def _unbroken(text: str) -> str:
