@@ -250,6 +250,14 @@ def test_segments_are_whole_and_have_the_accuracy_of_their_rows(customers_log: L
     assert len(by_column["income"]) == 5  # four quarters, and missing
     is_right = np.array(log.said) == log.frame["plan"].to_numpy()
     in_bergen = (log.frame["city"] == "Bergen").to_numpy()
+    model = log.model
+    known = reference_averages(
+        load(*model.tag.split(":")).sample, model.contract, segment_column(model.contract, "member")
+    )
+    for segment in result.segments:
+        if segment.column == "member":
+            assert f"at training {known[str(segment.value)].value:.4g}" in segment.because
+            assert segment.metrics[0].baseline == known[str(segment.value)].value
     assert by_column["city"]["Bergen"] == (int(in_bergen.sum()), pytest.approx(is_right[in_bergen].mean()))
 
 
@@ -435,6 +443,15 @@ def test_each_version_is_judged_apart_and_one_alarm_is_enough(
 
 
 # --- what a run leaves, and what it refuses
+
+
+def test_a_run_that_is_kept_has_its_reports_and_stands_on_the_index_page(customers_log: Log, tmp_path: Path) -> None:
+    log, kept = customers_log, tmp_path / "kept"
+    write_labels(log.folder, log.ids, log.frame["plan"])
+    assert log.run("--html", str(kept), "--by", "city") == 0
+    (result,) = kept.rglob("result.json")
+    assert {path.name for path in result.parent.iterdir()} >= {"quality.html", "quality.json", "result.json"}
+    assert log.model.tag.partition(":")[2] in (kept / "index.html").read_text()
 
 
 def test_a_result_is_kept_as_json_in_the_folder_of_its_version(
