@@ -29,7 +29,8 @@ class Binned(BaseModel):
 class Divergence(BaseModel):
     """One column of one window against the reference."""
 
-    model_config = ConfigDict(frozen=True)
+    # Where a side has no rows chance can give any number: infinity, which as null would not be read back.
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     psi: float
     kl: float

@@ -165,8 +165,8 @@ def verify(model: StoredModel) -> None:
     Raises:
         ModelRefusedError: for a damaged file, or a model made for another contract, Python or scikit-learn.
     """
-    again = f"restore or delete {model.directory}, choose another one with TABSERVE_MODEL, or train again"
-    _verify_files(model, again)
+    verify_files(model)
+    again = _again(model)
     metadata = read_metadata(model)
     if metadata.get("format") != FORMAT:
         raise ModelRefusedError(
@@ -201,7 +201,13 @@ def verify(model: StoredModel) -> None:
         )
 
 
-def _verify_files(model: StoredModel, again: str) -> None:
+def verify_files(model: StoredModel) -> None:
+    """Checks that the files of a model are those that were saved, whatever they were made with.
+
+    Raises:
+        ModelRefusedError: where they are not.
+    """
+    again = _again(model)
     try:
         text = (model.directory / MANIFEST_FILE).read_text(encoding="utf-8")
         expected = dict(json.loads(text).items())
@@ -215,6 +221,10 @@ def _verify_files(model: StoredModel, again: str) -> None:
             raise ModelRefusedError(f"the model {model.tag} is damaged, {path} is not the file that was saved: {again}")
     if text != _manifest_text(expected) or not _belongs(expected, model.tag):
         raise ModelRefusedError(f"the model {model.tag} is damaged, its manifest belongs to another version: {again}")
+
+
+def _again(model: StoredModel) -> str:
+    return f"restore or delete {model.directory}, choose another one with TABSERVE_MODEL, or train again"
 
 
 def load(model: StoredModel) -> LoadedModel:
