@@ -286,6 +286,15 @@ def test_last_week_is_held_against_the_same_hours_a_week_earlier(tmp_path: Path)
         find_drift(readable_place(tmp_path.as_uri()), MODEL, Window(UNTIL - 8 * DAY, UNTIL), "last-week")
 
 
+def test_each_window_is_held_against_its_own_week_earlier(tmp_path: Path) -> None:
+    """Of the window before there was too little a week ago, so that it confirms nothing."""
+    for number, window in enumerate((BEFORE, NEWEST)):
+        write(tmp_path, window, older(plan_rows(2000, 1 + number)))
+    write(tmp_path, Window(NEWEST.since - WEEK, NEWEST.until - WEEK), plan_rows(2000, 3))
+
+    assert column_of(find(tmp_path, "last-week"), "age").level == "warning"
+
+
 # --- what is in the log and what is not
 
 
