@@ -1,6 +1,6 @@
 """The predictions of two windows as counts in the fixed bins, counted by DuckDB: memory does not grow with the rows.
 
-Each column is a question of its own, a scan of that column: 1.0 s of the processor for ten million rows.
+Each column is a question of its own, a scan of that column: 1.0 to 1.4 s of the processor for ten million rows.
 """
 
 from collections import Counter
@@ -213,15 +213,14 @@ def _count_column(records: Records, column: Watched, is_newest: str, *, are_ther
     found: list[Any] = []
     if are_there:  # a log without a row has no column either
         found = records.rows(f"""
-            SELECT {is_newest} AS is_newest, {column.bin} AS bin, sum(weight),
-                   coalesce(sum(weight) FILTER ({column.is_outside}), 0)
+            SELECT {is_newest} AS is_newest, {column.bin} AS bin, {column.is_outside} AS is_outside, sum(weight)
             FROM predictions GROUP BY ALL
         """)
     counts = {window: [0.0] * column.n_bins for window in (False, True)}
     outside = dict.fromkeys((False, True), 0.0)
-    for window, place, weight, weight_outside in found:
+    for window, place, is_outside, weight in found:
         counts[window][place] += weight
-        outside[window] += weight_outside
+        outside[window] += weight if is_outside else 0.0  # null where the value is missing
     return {window: Counted(tuple(counts[window]), outside[window]) for window in (False, True)}
 
 
