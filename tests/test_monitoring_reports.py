@@ -216,6 +216,12 @@ def test_a_page_without_a_body_has_its_words_at_the_start() -> None:
     assert report_files.with_banner("a<body>b<body>c", "X").split() == ["a<body>", "X", "b<body>c"]
 
 
+def test_what_json_cannot_say_is_null() -> None:
+    odd = {np.float64("nan"): [float("inf"), np.float32(0.5), np.array([np.nan, 1.0]), {True}, Path("x")], 1: None}
+
+    assert report_files.strict(odd) == {"nan": [None, 0.5, [None, 1.0], [True], "x"], "1": None}
+
+
 # --- input that is broken
 
 
