@@ -79,6 +79,8 @@ class Roller:
         self._thread = threading.Thread(target=self._run, name="tabserve-roller", daemon=True)
 
     def start(self) -> None:
+        # Of the whole process. Arrow's own allocator gives memory back between two row groups, and takes it again.
+        pa.set_memory_pool(pa.system_memory_pool())
         self._thread.start()
 
     @property
