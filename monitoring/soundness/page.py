@@ -1,22 +1,22 @@
-"""The section of docs/monitoring.md that the proof writes, and its two plots."""
+"""The section of docs/monitoring.md that the proof writes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 from scipy.stats import chi2
 
 from loadtest import pages, provenance
-from monitoring.soundness import power, stationary
+from monitoring.soundness import plots, power, stationary
 from monitoring.verdict import PSI_ALARM
 
 DOCUMENT = provenance.ROOT / "docs" / "monitoring.md"
 PLOTS = provenance.ROOT / "docs" / "monitoring"
 SECTION = "soundness"
-TARGET_FALSE_ALARMS = 1.0  # in 100 days
-TARGET_FOUND = 0.95
+MOST_FALSE_ALARMS = f"≤ {plots.TARGET_FALSE_ALARMS:g}"  # in 100 days
+FOUND = f"≥ {plots.TARGET_FOUND}"  # share of the runs
+HARDLY_EVER = "≤ 0.01"
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ def upper_bound(alarms: int, days: int) -> float:
 
 def write(proof: Proof) -> None:
     """Writes the section and the plots."""
-    _draw_false_alarms(proof.stationary, PLOTS / "false-alarms.svg")
-    _draw_power(proof.of_kinds, PLOTS / "power.svg")
+    plots.draw_false_alarms(proof.stationary, PLOTS / "false-alarms.svg")
+    plots.draw_power(proof.of_kinds, PLOTS / "power.svg")
     pages.replace_section(DOCUMENT, SECTION, section(proof))
 
 
@@ -74,19 +74,23 @@ def targets(proof: Proof) -> str:
     ours = [(found, key) for found in proof.stationary for key in found.days if key[0] == stationary.OURS]
     worst = max(upper_bound(found.alarms[key], found.days[key]) for found, key in ours)
     lines = ["| | target | found | met |", "|---|---|---|---|"]
-    lines.append(_target("false alarms in 100 days, all columns together: upper 95 % bound, worst case", worst, "≤ 1"))
+    lines.append(
+        _target(
+            "false alarms in 100 days, all columns together: upper 95 % bound, worst case", worst, MOST_FALSE_ALARMS
+        )
+    )
     for shift, windows in ((0.6, 2), (0.5, 4)):
         what = f"shift of {shift} sd within {windows} windows of {power.WINDOW_ROWS} rows, 2000 reference rows"
         chosen = [one for one in proof.of_kinds if (one.n_reference, one.shift) == (2000, shift)]
-        lines += [_target(f"{what}: {one.column}", _within(one, windows), "≥ 0.95") for one in chosen]
+        lines += [_target(f"{what}: {one.column}", _within(one, windows), FOUND) for one in chosen]
         chosen = [one for one in proof.of_built_in if (one.n_reference, one.shift) == (2000, shift)]
         lowest = min(_within(one, windows) for one in chosen)
-        lines.append(_target(f"{what}: worst column of the built-in table", lowest, "≥ 0.95"))
+        lines.append(_target(f"{what}: worst column of the built-in table", lowest, FOUND))
     for one in proof.of_missing:
         what = f"missing share from 1 % to 10 % within {power.WINDOWS} windows, {one.n_reference} reference rows"
-        lines.append(_target(what, one.within_4, "≥ 0.95"))
+        lines.append(_target(what, one.within_4, FOUND))
     for outlier in proof.outliers:
-        wanted = "≥ 0.95" if outlier.what.startswith("shift") else "≤ 0.01"
+        wanted = FOUND if outlier.what.startswith("shift") else HARDLY_EVER
         lines.append(_target(f"alarms: {outlier.what}", outlier.tabserve, wanted))
     return "\n".join(lines)
 
@@ -215,47 +219,3 @@ def outlier_table(found: Sequence[power.Outlier]) -> str:
         for one in found
     ]
     return "\n".join(lines)
-
-
-def _draw_false_alarms(all_found: Sequence[stationary.Found], path: Path) -> None:
-    styles = {
-        stationary.OURS: ("#c0504d", "o-"),
-        stationary.FEATURE: ("#8fa8c8", "s--"),
-        stationary.FEATURE_TWO: ("#3b5f8a", "^--"),
-        stationary.HALF: ("#888888", "x:"),
-    }
-    with pages.figure(path) as plt:
-        _, axes = plt.subplots(1, len(all_found), figsize=(5 * len(all_found), 3.8), sharey=True, squeeze=False)
-        for axis, found in zip(axes[0], all_found, strict=True):
-            for judge, (colour, style) in styles.items():
-                sizes = [n_rows for name, n_rows in found.days if name == judge]
-                shares = [100 * found.alarms[judge, n] / found.days[judge, n] for n in sizes]
-                axis.plot(sizes, shares, style, color=colour, label=judge)
-            axis.axhline(TARGET_FALSE_ALARMS, color="#c0504d", linewidth=0.8, linestyle=":")
-            axis.set(title=found.population, xscale="log", xlabel="rows a day", ylim=(-4, 104))
-            axis.set_xticks(sizes, [str(n) for n in sizes])
-            axis.spines[["top", "right"]].set_visible(False)
-        axes[0][0].set_ylabel("days of 100 with a false alarm")
-        axes[0][-1].legend(frameon=False, fontsize=8)
-
-
-def _draw_power(all_found: Sequence[power.Found], path: Path) -> None:
-    columns = list(dict.fromkeys(found.column for found in all_found))
-    with pages.figure(path) as plt:
-        _, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
-        for axis, n_reference in zip(axes, (2000, 455), strict=True):
-            for place, column in enumerate(columns):
-                points = [f for f in all_found if (f.column, f.n_reference) == (column, n_reference)]
-                axis.plot(
-                    [f.shift for f in points],
-                    [f.within_4 for f in points],
-                    marker="o",
-                    markersize=3,
-                    color=plt.get_cmap("tab10")(place),
-                    label=column,
-                )
-            axis.axhline(TARGET_FOUND, color="#888888", linewidth=0.8, linestyle=":")
-            axis.set(title=f"{n_reference} reference rows", xlabel="shift, in standard deviations of the column")
-            axis.spines[["top", "right"]].set_visible(False)
-        axes[0].set_ylabel(f"found within 4 windows of {power.WINDOW_ROWS} rows")
-        axes[1].legend(frameon=False, fontsize=8)
