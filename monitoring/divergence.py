@@ -21,12 +21,14 @@ def shares(counts: Counts) -> npt.NDArray[np.float64]:
 
 
 def kl(reference: Counts, current: Counts) -> float:
-    """The Kullback-Leibler divergence of the current counts from the reference's, in nats.
+    """The Kullback-Leibler divergence in nats, of smoothed shares, the larger of its two directions.
 
-    D(current || reference) = sum of c * ln(c / r) over the bins, of smoothed shares. Kullback and Leibler (1951).
+    D(current || reference) = sum of c * ln(c / r) over the bins; D(reference || current) likewise. Kullback and Leibler
+    (1951). The former sees rows come where there were few, the latter sees them go: a missing share that rises from 1
+    to 10 % is 0.144 and 0.071, and when it falls again it is the other way round.
     """
     c, r = shares(current), shares(reference)
-    return float(np.sum(c * np.log(c / r)))
+    return float(max(np.sum(c * np.log(c / r)), np.sum(r * np.log(r / c))))
 
 
 def psi(reference: Counts, current: Counts) -> float:

@@ -1,0 +1,1 @@
+"""The proof of soundness: simulated traffic without drift and with known drift, judged by us and by Evidently."""
