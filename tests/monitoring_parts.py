@@ -52,12 +52,13 @@ def write_predictions(
             "champion",
             contract,
             1,
+            [1],
             ids[n],
             hidden.rows[n].tobytes(),
             scores[n].tobytes(),
             [[hashes[n]] for hashes in hidden.hashed],
             times[n].timestamp(),
-            0.001,
+            [0.001],
         )
         for n in range(len(rows))
     ]
