@@ -1,0 +1,1 @@
+"""The whole way on one machine, shortened: service, monitor, Prometheus, Alertmanager, traffic."""
