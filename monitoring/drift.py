@@ -11,31 +11,28 @@ versions the worst counts, in the order alarm, error, quiet, too few rows: a ver
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from monitoring import drift_reports, models
+from monitoring import models
+from monitoring.commands import ALARM, ERROR, FAULTS, TOO_FEW, exit_code, fails, say
 from monitoring.drift_text import text_of
+from monitoring.keeping import WEEK, keep
 from monitoring.metrics import push
 from monitoring.models import MonitoredModel
 from monitoring.results import DriftColumn, DriftResult, DriftWindow
 from monitoring.verdict import ENOUGH_ROWS, Binned, Level, compare, confirmed
 from monitoring.windows import Watched, WindowCounts, count, schema_of, watched_columns
-from tabserve.history.records import UnreadableError, opened
+from tabserve.history.records import opened
 from tabserve.history.window import BadQuestionError, Which, Window, last, length_of, which
-from tabserve.model_store import ModelRefusedError
 from tabserve.prediction_log.places import Place
-from tabserve.prediction_log.predictions import CannotKeepError
-from tabserve.settings import BadSettingError
 
 logger = logging.getLogger("monitoring.drift")
 
 Against = Literal["training", "last-week"]
-WEEK = timedelta(days=7)
 LEVELS: tuple[Level, ...] = ("too few rows", "quiet", "warning", "alarm")  # the worst last
-QUIET, ALARM, ERROR, TOO_FEW_ROWS = 0, 1, 2, 3  # exit codes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         return _run(options)
-    except (BadQuestionError, BadSettingError, CannotKeepError, ModelRefusedError, UnreadableError, OSError) as error:
+    except FAULTS as error:
         logger.error("error: %s", error)
         return ERROR
 
@@ -78,51 +75,22 @@ def _run(options: argparse.Namespace) -> int:
     if not versions:
         if of.model is not None:
             models.load(of.model, of.version)  # where nobody knows it, that is what there is to say
-        _print(f"too few rows to say: no prediction{_of(of)} in the last {options.window} in {place.url}")
-        return TOO_FEW_ROWS
+        say(f"too few rows to say: no prediction{_of(of)} in the last {options.window} in {place.url}")
+        return TOO_FEW
     results, has_failed = [], False
-    for model in _known(versions):
+    for model in models.known(versions):
         results.append(find_drift(place, model, window, options.against))
-        _print(text_of(results[-1]))
+        say(text_of(results[-1]))
         if options.html:
-            has_failed |= _fails(drift_reports.keep, place, model, results[-1], options.html)
+            has_failed |= fails(keep, place, model, results[-1], options.html)
     if options.push and results:
-        has_failed |= _fails(push, results, options.push)
+        has_failed |= fails(push, results, options.push)
     code = exit_code(result.level for result in results)
     return ERROR if has_failed and code != ALARM else code
 
 
-def _fails(write: Callable[..., object], *arguments: object) -> bool:
-    """Whether results could not be written, which is said; the others are written all the same."""
-    try:
-        write(*arguments)
-    except OSError as error:
-        logger.error("error: %s", error)
-        return True
-    return False
-
-
-def _known(versions: Iterable[Which]) -> Iterable[MonitoredModel]:
-    """Those that the model store has; of another one nobody knows what it was trained on, which is said."""
-    for version in versions:
-        try:
-            yield models.load(str(version.model), version.version)
-        except ModelRefusedError as error:
-            logger.error("%s:%s is left out: %s", version.model, version.version, error)
-
-
 def _of(of: Which) -> str:
     return "" if of.model is None else f" of {of.model}{'' if of.version is None else f':{of.version}'}"
-
-
-def exit_code(levels: Iterable[Level]) -> int:
-    """Of the results of all model versions; an error where there is none, since then no version was known."""
-    found = set(levels)
-    if not found:
-        return ERROR
-    if "alarm" in found:
-        return ALARM
-    return TOO_FEW_ROWS if found == {"too few rows"} else QUIET
 
 
 def _check(window: Window, against: Against) -> None:
@@ -228,11 +196,6 @@ def _missing_share(binned: Binned) -> float:
 
 def _share(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
-
-
-def _print(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -17,9 +17,12 @@ from monitoring.results import DriftColumn, DriftResult, QualityResult
 
 Result = DriftResult | QualityResult
 
-JOB = "tabserve_monitor"
+JOBS: dict[type[Result], str] = {DriftResult: "tabserve_drift", QualityResult: "tabserve_quality"}
+"""Of the Pushgateway: one job a kind, since a push replaces all that its job has of a model."""
 MOST_COLUMNS = 100  # features, or scores, of a model version that are exported: those with the largest drift
 PUSH_SECONDS = 10.0
+
+LAST_SUCCESS = "tabserve_monitor_last_success_timestamp_seconds"
 
 _HELP = {
     "tabserve_feature_drift": "How far a feature of the newest window is from the reference, in fixed bins.",
@@ -33,7 +36,7 @@ _HELP = {
     "tabserve_rows_per_second": "Rows that were answered, over the whole window.",
     "tabserve_drift_window_rows": "Rows of the newest window.",
     "tabserve_drift_alarm": "1 where a column is in alarm two windows running, else 0.",
-    "tabserve_monitor_last_success_timestamp_seconds": "When the result was made.",
+    LAST_SUCCESS: "When the result was made.",
     "tabserve_quality": "A metric of the labelled rows; segment and segment_value are empty for all of them.",
     "tabserve_quality_low": "The lower end of its 95 % interval.",
     "tabserve_quality_high": "The upper end of its 95 % interval.",
@@ -56,18 +59,18 @@ def registry_of(results: Sequence[Result]) -> CollectorRegistry:
 
 
 def push(results: Sequence[Result], url: str) -> None:
-    """Replaces what a Pushgateway has of the models of the results; so results of drift and quality go together.
+    """Replaces what a Pushgateway has of the models of the results: drift by drift, and quality by quality.
 
     Raises:
         NotPushedError: where it cannot be reached, or refuses them.
     """
-    of_model: defaultdict[str, list[Result]] = defaultdict(list)
+    groups: defaultdict[tuple[str, str], list[Result]] = defaultdict(list)
     for result in results:
-        of_model[result.model].append(result)
-    for model, found in of_model.items():
+        groups[JOBS[type(result)], result.model].append(result)
+    for (job, model), found in groups.items():
         try:
-            # The model is all of the key: with its version in it, one that retired would stay there for ever.
-            push_to_gateway(url, JOB, registry_of(found), grouping_key={"model": model}, timeout=PUSH_SECONDS)
+            # Job and model are all of the key: with the version in it, one that retired would stay there for ever.
+            push_to_gateway(url, job, registry_of(found), grouping_key={"model": model}, timeout=PUSH_SECONDS)
         except HTTPError as error:
             raise NotPushedError(
                 f"the Pushgateway at {url} refused the metrics: {error.code} {error.reason}"
@@ -84,13 +87,18 @@ class ResultCollector(Collector):
         self._results = results
 
     def collect(self) -> Iterator[Metric]:
-        gauges = Gauges()
-        for result in self._results:
-            if isinstance(result, DriftResult):
-                _add_drift(gauges, result)
-            else:
-                _add_quality(gauges, result)
-        yield from gauges.families.values()
+        yield from gauges_of(self._results).families.values()
+
+
+def gauges_of(results: Sequence[Result]) -> "Gauges":
+    """What the results say."""
+    gauges = Gauges()
+    for result in results:
+        if isinstance(result, DriftResult):
+            _add_drift(gauges, result)
+        else:
+            _add_quality(gauges, result)
+    return gauges
 
 
 class Gauges:
@@ -109,7 +117,7 @@ class Gauges:
         self.families[name].add_metric(list(labels.values()), value)
 
     def add_success(self, result: Result, kind: Literal["drift", "quality"], made_at: datetime) -> None:
-        self.add("tabserve_monitor_last_success_timestamp_seconds", result, made_at.timestamp(), kind=kind)
+        self.add(LAST_SUCCESS, result, made_at.timestamp(), kind=kind)
 
 
 def _add_drift(gauges: Gauges, result: DriftResult) -> None:

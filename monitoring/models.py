@@ -3,7 +3,8 @@
 Nothing of a model is unpickled, and scikit-learn is not needed.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,6 +19,8 @@ from tabserve.model_store import ModelRefusedError
 from tabserve.prediction_log.places import REMOTE, Place, default_url
 from tabserve.reference import Reference
 from tabserve.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 
 def log_place(url: str | None) -> Place:
@@ -86,3 +89,12 @@ def load(name: str, version: str | None = None) -> MonitoredModel:
         raise ModelRefusedError(
             f"the contract or the reference of {stored.tag} is not as this version of tabserve reads it: train again"
         ) from error
+
+
+def known(versions: Iterable[Which]) -> Iterator[MonitoredModel]:
+    """Those that the model store has; of another one nobody knows what it was trained on, which is said."""
+    for version in versions:
+        try:
+            yield load(str(version.model), version.version)
+        except ModelRefusedError as error:
+            logger.error("%s:%s is left out: %s", version.model, version.version, error)

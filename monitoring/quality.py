@@ -9,27 +9,20 @@ Each model version that answered in the window is judged apart. Exit codes: 0 qu
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from monitoring.commands import ALARM, ERROR, FAULTS, TOO_FEW, exit_code, fails, say
+from monitoring.keeping import keep
 from monitoring.metrics import push
-from monitoring.models import MonitoredModel, load, log_place, versions_in
+from monitoring.models import MonitoredModel, known, load, log_place, versions_in
 from monitoring.quality_text import text_of
-from monitoring.results import QualityResult
 from monitoring.segments import SegmentColumn, segment_column
-from monitoring.verdict import Level
-from monitoring.version_quality import Quality, find_quality
-from tabserve.history.records import UnreadableError
-from tabserve.history.window import BadQuestionError, Which, Window, length_of, which
-from tabserve.model_store import ModelRefusedError
-from tabserve.prediction_log.predictions import CannotKeepError
-from tabserve.settings import BadSettingError
+from monitoring.version_quality import find_quality
+from tabserve.history.window import BadQuestionError, Window, length_of, which
 
 logger = logging.getLogger("monitoring.quality")
-
-RESULT_FILE = "result.json"
-QUIET, ALARM, ERROR, TOO_FEW_LABELS = 0, 1, 2, 3  # exit codes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         return _run(options)
-    except (BadQuestionError, BadSettingError, CannotKeepError, ModelRefusedError, UnreadableError, OSError) as error:
+    except FAULTS as error:
         logger.error("error: %s", error)
         return ERROR
 
@@ -76,52 +69,24 @@ def _run(options: argparse.Namespace) -> int:
     if not versions:
         if of.model is not None:
             load(of.model, of.version)  # where nobody knows it, that is what there is to say
-        _print(f"too few labels to say: no predictions in {options.window} up to {until:%F %H:%M} UTC in {place.url}")
-        return TOO_FEW_LABELS
-    models = list(_known(versions))
+        say(f"too few labels to say: no predictions in {options.window} up to {until:%F %H:%M} UTC in {place.url}")
+        return TOO_FEW
+    models = list(known(versions))
     found = []
-    for model, by in zip(models, _columns(models, options.by), strict=True):
+    for model, by in zip(models, columns_of(models, options.by), strict=True):
         found.append(find_quality(place, model, window, by))
-        _print(text_of(found[-1].result) + "\n")
-    has_failed = False
+        say(text_of(found[-1].result) + "\n")
+    results, has_failed = [one.result for one in found], False
     if options.html:
-        has_failed = _fails(_keep, found, options.html)
+        for model, one in zip(models, found, strict=True):
+            has_failed |= fails(keep, place, model, one.result, options.html, one.labelled)
     if options.push and found:
-        has_failed |= _fails(push, [one.result for one in found], options.push)
-    code = exit_code(one.result.level for one in found)
+        has_failed |= fails(push, results, options.push)
+    code = exit_code(result.level for result in results)
     return ERROR if has_failed and code != ALARM else code
 
 
-def exit_code(levels: Iterable[Level]) -> int:
-    """Of the results of all model versions; an error where there is none, since then no version was known."""
-    found = set(levels)
-    if not found:
-        return ERROR
-    if "alarm" in found:
-        return ALARM
-    return TOO_FEW_LABELS if found == {"too few rows"} else QUIET
-
-
-def _known(versions: Iterable[Which]) -> Iterator[MonitoredModel]:
-    """Those that the model store has; of another one nobody knows its classes, nor how good it was, which is said."""
-    for version in versions:
-        try:
-            yield load(str(version.model), version.version)
-        except ModelRefusedError as error:
-            logger.error("%s:%s is left out: %s", version.model, version.version, error)
-
-
-def _fails(write: Callable[..., object], *arguments: object) -> bool:
-    """Whether results could not be written, which is said."""
-    try:
-        write(*arguments)
-    except OSError as error:
-        logger.error("error: %s", error)
-        return True
-    return False
-
-
-def _columns(models: Sequence[MonitoredModel], names: Sequence[str]) -> list[list[SegmentColumn]]:
+def columns_of(models: Sequence[MonitoredModel], names: Sequence[str]) -> list[list[SegmentColumn]]:
     """The columns of each model to judge by; one that not all of them have is left out where it is not.
 
     Raises:
@@ -140,33 +105,6 @@ def _columns(models: Sequence[MonitoredModel], names: Sequence[str]) -> list[lis
         for model, refusal in refusals:
             logger.warning("%s:%s is not parted: %s", model.name, model.version, refusal)
     return columns
-
-
-def _keep(found: Sequence[Quality], directory: Path) -> None:
-    """Results and reports, a folder each, and the index page over them."""
-    from monitoring.index import write_index  # here, because they need Evidently, which takes seconds and 280 MB
-    from monitoring.reports import write_quality_reports
-
-    for one in found:
-        result, folder = one.result, keep_result(one.result, directory)
-        sampled_from = result.n_labelled if result.n_sampled < result.n_labelled else None
-        write_quality_reports(result, one.labelled, folder, contract=one.contract, sampled_from=sampled_from)
-    write_index(directory)
-
-
-def keep_result(result: QualityResult, directory: Path) -> Path:
-    """Writes a result as JSON, whole or not at all, and returns its folder, which is the run's own."""
-    folder = directory / result.model / result.version / "quality" / result.until.strftime("%Y-%m-%dT%H%M%SZ")
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / f".{RESULT_FILE}"
-    unfinished.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(folder / RESULT_FILE)
-    return folder
-
-
-def _print(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

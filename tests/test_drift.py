@@ -17,12 +17,14 @@ from conftest import CUSTOMERS, SPEND, TrainedModels, home_in_use
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monitoring_parts import spread, write_predictions, write_rejections
+from monitoring_results import quality_of
 from prometheus_client import REGISTRY, generate_latest
 
 from monitoring import drift
-from monitoring.drift import exit_code, find_drift
-from monitoring.drift_reports import sample_of
+from monitoring.commands import exit_code
+from monitoring.drift import find_drift
 from monitoring.drift_text import text_of
+from monitoring.keeping import sample_of
 from monitoring.metrics import MOST_COLUMNS, NotPushedError, push, registry_of
 from monitoring.models import MonitoredModel, load
 from monitoring.results import DriftColumn, DriftResult
@@ -469,16 +471,22 @@ def gateway(status: int) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
             server.shutdown()
 
 
-def test_results_replace_those_of_their_model_in_a_pushgateway(tmp_path: Path) -> None:
+def test_results_replace_those_of_their_model_and_kind_in_a_pushgateway(tmp_path: Path) -> None:
     write(tmp_path, NEWEST, plan_rows(600, 1))
     result = find(tmp_path)
     other = result.model_copy(update={"version": "2.0.0-abcdef"})
 
+    quality = quality_of(0.9, 400)
+
     with gateway(200) as (url, asked):
-        push([result, other], url)
-    ((method, path, body),) = asked
-    assert (method, path) == ("PUT", "/metrics/job/tabserve_monitor/model/plans")
-    assert 'tabserve_drift_window_rows{model="plans",model_version="2.0.0-abcdef"} 600.0' in body
+        push([result, quality, other], url)
+    (_, _, drift_body), (_, _, quality_body) = asked
+    assert [(method, path) for method, path, _ in asked] == [
+        ("PUT", "/metrics/job/tabserve_drift/model/plans"),
+        ("PUT", "/metrics/job/tabserve_quality/model/plans"),
+    ]
+    assert 'tabserve_drift_window_rows{model="plans",model_version="2.0.0-abcdef"} 600.0' in drift_body
+    assert ("tabserve_quality{" in drift_body, "tabserve_quality{" in quality_body) == (False, True)
 
     with gateway(400) as (url, _), pytest.raises(NotPushedError, match="refused the metrics: 400"):
         push([result], url)

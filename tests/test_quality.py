@@ -20,6 +20,7 @@ from sklearn.metrics import accuracy_score, mean_absolute_error
 from tables import customers
 
 from monitoring import labelled, quality
+from monitoring.keeping import keep_result
 from monitoring.labelled import reference_averages
 from monitoring.models import load
 from monitoring.results import QualityResult
@@ -460,7 +461,7 @@ def test_a_result_is_kept_as_json_in_the_folder_of_its_version(
     log = customers_log
     write_labels(log.folder, log.ids, log.frame["plan"])
     found = log.find("city")
-    quality.keep_result(found.result, tmp_path / "kept")
+    keep_result(found.result, tmp_path / "kept")
     (path,) = (tmp_path / "kept").rglob("result.json")
     name, _, version = log.model.tag.partition(":")
     moment = f"{found.result.until:%Y-%m-%dT%H%M%SZ}"
