@@ -108,6 +108,20 @@ def delete_old_pages(directory: Path, keep: int = KEEP_PAGES) -> int:
     return freed
 
 
+def read_result(folder: Path) -> DriftResult | QualityResult:
+    """The result of the run that is kept there.
+
+    Raises:
+        OSError: where there is none.
+        ValueError: where it is none of this version's.
+    """
+    kinds = {str(kind): kind for kind in RESULTS}
+    kind = kinds.get(folder.parent.name)
+    if kind is None:
+        raise ValueError(f"{folder} is no folder of a run: <model>/<version>/drift or quality/<until>")
+    return _read(folder / RESULT_FILE, kind)
+
+
 def _read(path: Path, kind: Kind) -> DriftResult | QualityResult:
     """Raises OSError, ValueError or ValidationError."""
     result = RESULTS[kind].model_validate_json(path.read_bytes())

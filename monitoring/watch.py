@@ -1,0 +1,181 @@
+"""The long-running form: drift and live quality on a schedule, with metrics, an index page, and the trigger to retrain.
+
+    python -m monitoring.watch [--every 1h] [--window 24h] [--quality-window 7d] [--by COLUMN]... [--model NAME]
+                               [--host 127.0.0.1] [--port 9300] [--reports DIR]
+                               [--on-retrain COMMAND] [--retrain-webhook URL]
+
+It serves /metrics, the index page at / with the reports, and /health. The first round, of the last turn that has
+passed, begins at once. SIGTERM and Ctrl-C end it with exit code 0; where it cannot begin it ends with 2.
+"""
+
+import argparse
+import fcntl
+import logging
+import os
+import queue
+import shlex
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+
+from monitoring.commands import ERROR, FAULTS, say
+from monitoring.index import write_index
+from monitoring.models import log_place
+from monitoring.newest import Newest
+from monitoring.retraining import Command, Retrainer
+from monitoring.rounds import Asked, Rounds
+from monitoring.schedule import LONGEST_SLEEP_SECONDS, STALE_STEPS, Schedule, step_of
+from monitoring.trigger import Rules
+from monitoring.watch_options import parser
+from monitoring.web import Pages, server
+from monitoring.webhook import webhook_of
+from tabserve import model_store
+from tabserve.history.window import BadQuestionError, which
+
+logger = logging.getLogger("monitoring.watch")
+
+HANGS_AFTER_SECONDS = 600.0  # a round over ten million rows takes one
+LOCK_FILE = ".watch.lock"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    logging.Formatter.converter = time.gmtime
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%FT%TZ", stream=sys.stderr)
+    try:
+        return _run(options)
+    except FAULTS as error:
+        logger.error("error: %s", error)
+        return ERROR
+
+
+def _run(options: argparse.Namespace) -> int:
+    schedule = Schedule(step_of(options.every))
+    asked, rules = _asked(options), _rules(options)
+    command = _command(options.on_retrain, step_of(options.retrain_limit))
+    webhook = webhook_of(options.retrain_webhook) if options.retrain_webhook else None
+    directory: Path = (options.reports or model_store.home() / "monitoring").resolve()
+    newest = Newest(schedule.stale_after)
+    with _alone_in(directory):
+        write_index(directory)
+        retrainer = Retrainer(directory, command, webhook, lambda: newest.failed("retraining"))
+        makes_reports = not options.no_reports
+        rounds = Rounds(asked, directory, newest, rules=rules, retrainer=retrainer, makes_reports=makes_reports)
+        loop = Loop(schedule, rounds)
+        listening = _listening(Pages(directory, newest.registry, loop.health), options.host, options.port)
+        ended: queue.SimpleQueue[int] = queue.SimpleQueue()  # the one thing that a signal's handler may write to
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda number, _: ended.put(number))
+        threading.Thread(target=listening.serve_forever, name="pages", daemon=True).start()
+        say(f"watching {asked.place.url} every {options.every}, kept in {directory}: {_address(listening)}")
+        threading.Thread(target=loop.run, name="schedule", daemon=True).start()
+        logger.info("ended by %s", signal.Signals(ended.get()).name)
+        loop.stop.set()
+        if rounds.reports is not None:
+            rounds.reports.stop()
+        retrainer.stop()
+    return 0
+
+
+class Loop:
+    """Rounds when it is time for them."""
+
+    def __init__(self, schedule: Schedule, rounds: Rounds) -> None:
+        self._schedule = schedule
+        self._rounds = rounds
+        self._looked_at = time.monotonic()
+        self.stop = threading.Event()
+
+    def run(self) -> None:
+        done: datetime | None = None
+        while not self.stop.is_set():
+            self._looked_at = time.monotonic()
+            now = datetime.now(UTC)
+            turn = self._schedule.newest(now)
+            if turn == done:
+                self.stop.wait(min(LONGEST_SLEEP_SECONDS, self._schedule.seconds_until_after(turn, now)))
+                continue
+            if done is not None and turn - done > self._schedule.every:
+                logger.warning("no round for the turns between %s and %s: the one before took too long", done, turn)
+            self._rounds.run(turn)
+            done = turn
+
+    def health(self) -> str:
+        """What is wrong; empty where nothing is."""
+        seconds = time.monotonic() - self._looked_at
+        if seconds > max(HANGS_AFTER_SECONDS, STALE_STEPS * self._schedule.every.total_seconds()):
+            return f"a round has not ended for {seconds:.0f} s"
+        return ""
+
+
+def _asked(options: argparse.Namespace) -> Asked:
+    if options.against == "last-week" and step_of(options.window) > timedelta(days=7):
+        raise BadQuestionError("against last-week a window is 7d at the most, else it would be held against itself")
+    return Asked(
+        place=log_place(options.log_url),
+        of=which(options.model),
+        against=options.against,
+        window=step_of(options.window),
+        quality_window=step_of(options.quality_window),
+        mature=step_of(options.mature) if options.mature else timedelta(),
+        by=options.by,
+    )
+
+
+def _rules(options: argparse.Namespace) -> Rules:
+    if min(options.retrain_after_days, options.retrain_after_labels) < 0:
+        raise BadQuestionError("--retrain-after-days and --retrain-after-labels are 0, for never, or more")
+    return Rules(step_of(options.retrain_cool_down), options.retrain_after_days, options.retrain_after_labels)
+
+
+def _command(text: str | None, limit: timedelta) -> Command | None:
+    """Looked for now: when it is needed, in weeks perhaps, nobody watches."""
+    if text is None:
+        return None
+    try:
+        arguments = shlex.split(text)
+    except ValueError as error:
+        raise BadQuestionError(f"--on-retrain is no command ({error}): {text}") from error
+    if not arguments or shutil.which(arguments[0]) is None:
+        raise BadQuestionError(f"--on-retrain: there is no program {arguments[0] if arguments else text!r}")
+    return Command(tuple(arguments), limit.total_seconds())
+
+
+@contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    """Two that keep in one folder would call twice to retrain; the kernel frees the lock of one that dies."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / LOCK_FILE).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BadQuestionError(f"another monitor keeps its results in {directory}: choose --reports") from error
+        yield
+
+
+def _listening(pages: Pages, host: str, port: int) -> ThreadingHTTPServer:
+    try:
+        return server(pages, host, port)
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise BadQuestionError(f"cannot listen at {host}:{port}: {why}; choose --port") from error
+
+
+def _address(listening: ThreadingHTTPServer) -> str:
+    host, port = listening.server_address[:2]
+    return f"http://{host!s}:{port}/"
+
+
+if __name__ == "__main__":
+    code = main()
+    with suppress(OSError):
+        sys.stdout.flush()
+    # At once: a thread in the middle of a question to DuckDB would be waited for. What is written is written whole.
+    os._exit(code)
