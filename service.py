@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tabserve import model_store
 from tabserve.answers import outcomes
@@ -23,7 +23,7 @@ from tabserve.model_store import ModelRefusedError, StoredModel
 from tabserve.prediction_log import CannotKeepError, NoPredictionLog, PredictionLog, Predictions
 from tabserve.prediction_log.opening import open_prediction_log, usable_url
 from tabserve.rollout import NotReadyError, Rollout, ServedModel, choose_model
-from tabserve.settings import BadSettingError, Settings
+from tabserve.settings import BadSettingError, Settings, wants_tracing
 from tabserve.telemetry import Telemetry, configure_logging, share_metrics
 from tabserve.validation import InvalidRowsError
 
@@ -32,6 +32,9 @@ import numpy as np
 from bentoml.exceptions import ServiceUnavailable
 from pydantic import BaseModel, Field, PrivateAttr, RootModel, model_validator
 from uuid_utils import uuid7
+
+if TYPE_CHECKING:
+    from tabserve.tracing import Tracing
 
 logger = logging.getLogger("tabserve.service")
 
@@ -47,6 +50,7 @@ class Worker:
     """What a worker has only once it serves."""
 
     prediction_log: PredictionLog = field(default_factory=NoPredictionLog)
+    tracing: "Tracing | None" = None
 
 
 worker = Worker()
@@ -132,26 +136,57 @@ class InFront:
             starlette = scope["app"]
             settings, telemetry = Settings.from_environment(), Telemetry()
             worker.prediction_log = open_prediction_log(settings, model_store.home(), telemetry.of_prediction_log())
-            starlette.middleware_stack = FrontDoor(
+            worker.tracing = open_tracing(telemetry)
+            front_door = FrontDoor(
                 starlette.middleware_stack,
                 rollout=rollout,
                 settings=settings,
                 telemetry=telemetry,
                 prediction_log=worker.prediction_log,
+                trace_batches=worker.tracing.of_batches if worker.tracing else None,
             )
-            send = closing(worker.prediction_log, send)
+            starlette.middleware_stack = worker.tracing.around(front_door) if worker.tracing else front_door
+            send = closing(send)
         await self._app(scope, receive, send)
 
 
-def closing(prediction_log: PredictionLog, send: Send) -> Send:
-    """Has the prediction log write what it holds before uvicorn hears that all is shut down, and the process ends.
+def check_tracing() -> None:
+    """Ends the process with a sentence where spans are wanted and cannot be sent."""
+    if not wants_tracing():
+        return
+    try:
+        from tabserve.tracing import receiver  # here: the exporter is an extra, and takes memory
+    except ImportError as error:
+        sys.exit(
+            f"tabserve does not start: OTEL_EXPORTER_OTLP_ENDPOINT wants traces, and a package for them is missing "
+            f"({error.name}); install it (pip install -r requirements/tracing.txt) or unset the variable"
+        )
+    try:
+        receiver.check(os.environ)
+    except BadSettingError as error:
+        sys.exit(f"tabserve does not start: {error}")
+
+
+def open_tracing(telemetry: Telemetry) -> "Tracing | None":
+    """What records requests, where that is wanted."""
+    if not wants_tracing():
+        return None
+    from tabserve.tracing import Tracing
+
+    return Tracing(os.environ, telemetry.of_tracing(), lambda: rollout.champion().tag if rollout.is_ready else None)
+
+
+def closing(send: Send) -> Send:
+    """Has what was predicted and traced written before uvicorn hears that all is shut down, and the process ends.
 
     By then every request has been answered: uvicorn waits for them before it says that it is time.
     """
 
     async def send_when_closed(message: MutableMapping[str, Any]) -> None:
         if message["type"].startswith("lifespan.shutdown."):
-            await asyncio.to_thread(prediction_log.close)
+            await asyncio.to_thread(worker.prediction_log.close)
+            if worker.tracing is not None:
+                await asyncio.to_thread(worker.tracing.close)
         await send(message)
 
     return send_when_closed
@@ -177,6 +212,7 @@ class Tabserve:
         """Before any worker starts, in their parent: checks the model, and has every worker serve this one."""
         model = chosen_model()
         configure_logging(Settings.from_environment().log_level)
+        check_tracing()
         share_metrics()
         os.environ["TABSERVE_MODEL"] = model.tag
         try:

@@ -39,8 +39,11 @@ class HttpError(Exception):
         self.violations = violations
         self.headers = headers or {}
 
-    def answer(self) -> Answer:
-        body = {"error": str(self), "detail": [violation.as_detail() for violation in self.violations]}
+    def answer(self, trace_id: str | None = None) -> Answer:
+        """What the caller gets; with the trace by which it can be found again, where there is one."""
+        body: dict[str, Any] = {"error": str(self), "detail": [violation.as_detail() for violation in self.violations]}
+        if trace_id is not None:
+            body["trace_id"] = trace_id
         return Answer(self.status, msgspec.json.encode(body), headers=self.headers)
 
 

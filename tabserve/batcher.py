@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -53,7 +53,7 @@ class Observer(Protocol):
 
     def queue_left(self, n_rows: int) -> None: ...
     def request_split(self) -> None: ...
-    def batch_started(self, cap_rows: int, longest_wait_seconds: float) -> None: ...
+    def batch_started(self, cap_rows: int, longest_wait_seconds: float, slices: "Sequence[Slice]") -> None: ...
     def batch_done(self, n_rows: int, service_seconds: float) -> None: ...
     def batch_failed(self, reason: str) -> None: ...
     def refused(self, reason: str, n_rows: int) -> None: ...
@@ -71,6 +71,11 @@ class _Job:
     n_taken: int = 0
     n_open: int = 0
     scores: Scores | None = None
+    trace: Any = None
+
+
+Slice = tuple[_Job, int, int]
+"""Rows of a job in a batch, from and to."""
 
 
 @dataclass(slots=True)
@@ -78,7 +83,7 @@ class _Batch:
     """Slices of jobs, in the order in which their rows stand in the batch."""
 
     cap: int = 0
-    slices: list[tuple[_Job, int, int]] = field(default_factory=list)
+    slices: list[Slice] = field(default_factory=list)
     n_rows: int = 0
 
 
@@ -149,13 +154,19 @@ class Batcher:
         return max(1, int(max(fixed, TURN_SECONDS - fixed) / per_row))
 
     async def submit(
-        self, rows: Rows, *, timeout_seconds: float = math.inf, is_wanted: Callable[[], bool] | None = None
+        self,
+        rows: Rows,
+        *,
+        timeout_seconds: float = math.inf,
+        is_wanted: Callable[[], bool] | None = None,
+        trace: Any = None,
     ) -> Scores:
         """The scores of one request's rows, shape (n, features), n at least 1, in order.
 
         Args:
             timeout_seconds: how long the caller waits.
             is_wanted: whether somebody still waits; asked before the rows cost a batch.
+            trace: what the observer knows the request by, where it is recorded.
 
         Raises:
             RefusedError: at once, where the queue is full or the time would not suffice.
@@ -166,7 +177,7 @@ class Batcher:
         self.admit(len(rows), timeout_seconds)
         now = self._clock()
         future: asyncio.Future[Scores] = asyncio.get_running_loop().create_future()
-        job = _Job(rows, future, now + timeout_seconds, now, is_wanted, n_open=len(rows))
+        job = _Job(rows, future, now + timeout_seconds, now, is_wanted, n_open=len(rows), trace=trace)
         self._queue.append(job)
         self._queued_rows += len(rows)
         if not self._is_busy:
@@ -219,7 +230,8 @@ class Batcher:
         now = self._clock()
         until = now + TURN_SECONDS
         while (batch := self._take(now)).slices:
-            self._observer.batch_started(batch.cap, now - min(job.enqueued for job, _, _ in batch.slices))
+            longest_wait = now - min(job.enqueued for job, _, _ in batch.slices)
+            self._observer.batch_started(batch.cap, longest_wait, batch.slices)
             self._observer.queue_left(self._queued_rows)
             parts = [job.rows[start:stop] for job, start, stop in batch.slices]
             expected = self.service_time.of(batch.n_rows)

@@ -327,6 +327,11 @@ def _schemas(contract: Contract) -> dict[str, Schema]:
             "properties": {
                 "error": {"type": "string"},
                 "detail": {"type": "array", "items": _ref("Violation")},
+                "trace_id": {
+                    "type": "string",
+                    "pattern": "^[0-9a-f]{32}$",
+                    "description": "the trace of this request; only where the service records traces and has one",
+                },
             },
         },
     }

@@ -32,7 +32,7 @@ from tabserve.asgi import (
     send_answer,
     still_connected,
 )
-from tabserve.batcher import Batcher, CallerGoneError, DeadlineExceededError, RefusedError
+from tabserve.batcher import Batcher, CallerGoneError, DeadlineExceededError, Observer, Predict, RefusedError
 from tabserve.bodies import labels_of
 from tabserve.contract import MAX_ROWS
 from tabserve.engine import Scores
@@ -58,6 +58,7 @@ INLINE_BYTES = 8192  # of a body that needs a closer look: handing it to a threa
 
 Handler = Callable[[Scope, Receive], Awaitable[Answer]]
 Read = TypeVar("Read", ReadRows, Labels)
+TraceBatches = Callable[[Predict, Observer, str], tuple[Predict, Observer]]
 
 
 class FrontDoor:
@@ -66,6 +67,7 @@ class FrontDoor:
     Args:
         app: BentoML's app, which answers what is its own.
         rollout: says which model answers.
+        trace_batches: puts engine and observer of a batcher, of the model so named, where their batches are recorded.
     """
 
     def __init__(
@@ -76,12 +78,14 @@ class FrontDoor:
         settings: Settings,
         telemetry: Telemetry,
         prediction_log: PredictionLog,
+        trace_batches: TraceBatches | None = None,
     ) -> None:
         self._app = app
         self._rollout = rollout
         self._settings = settings
         self._telemetry = telemetry
         self._prediction_log = prediction_log
+        self._trace_batches = trace_batches
         self._timeout_seconds = settings.request_timeout_ms / 1000
         self._started = time.monotonic()
         self._request_log = RequestLog(settings.log_success_share)
@@ -132,9 +136,10 @@ class FrontDoor:
         except Exception as fault:  # noqa: BLE001  # a caller gets a sentence, the log gets the traceback
             refusal = _as_refusal(fault)
             error = refusal or fault
-            answer = (refusal or HttpError(500, "The service failed to answer; its log says why.")).answer()
+            refusal = refusal or HttpError(500, "The service failed to answer; its log says why.")
+            answer = refusal.answer(scope.get("tabserve.trace_id"))
         await send_answer(send, answer, with_body=scope["method"] != "HEAD")
-        self._record(label, scope["method"], answer, error, time.perf_counter() - started)
+        self._record(label, scope, answer, error, time.perf_counter() - started)
 
     async def _guard_bentomls_api(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes BentoML's own API on, which by itself would read a body of any size and kind."""
@@ -145,11 +150,11 @@ class FrontDoor:
         except ClientGoneError:
             return
         except HttpError as refusal:
-            error, answer = refusal, refusal.answer()
+            error, answer = refusal, refusal.answer(scope.get("tabserve.trace_id"))
             await send_answer(send, answer, with_body=True)
         else:
             answer, error = await passed_on(self._app, scope, receive, send)
-        self._record(BENTOML_API, scope["method"], answer, error, time.perf_counter() - started)
+        self._record(BENTOML_API, scope, answer, error, time.perf_counter() - started)
         if error is not None and not isinstance(error, HttpError):
             raise error
 
@@ -217,9 +222,12 @@ class FrontDoor:
         return await asyncio.get_running_loop().run_in_executor(self._reader_thread, read, body)
 
     async def _score(self, batcher: Batcher, rows: ReadRows, scope: Scope, receive: Receive) -> Scores:
+        trace = scope.get("tabserve.trace")  # there only where tracing is on and records this request
+        if trace is not None:
+            trace.parsed(len(rows.values))
         try:
             return await batcher.submit(
-                rows.values, timeout_seconds=self._seconds_left(scope), is_wanted=still_connected(receive)
+                rows.values, timeout_seconds=self._seconds_left(scope), is_wanted=still_connected(receive), trace=trace
             )
         except RefusedError as error:
             raise _overloaded(error) from error
@@ -229,10 +237,14 @@ class FrontDoor:
             raise HttpError(504, f"The service is overloaded: {error}; try again later.") from error
 
     def _batcher_of(self, model: ServedModel) -> Batcher:
+        predict: Predict = model.loaded.engine.predict
+        observer: Observer = self._telemetry.of_model(model.tag)
+        if self._trace_batches is not None:
+            predict, observer = self._trace_batches(predict, observer, model.tag)
         batcher = Batcher(
-            model.loaded.engine.predict,
+            predict,
             self._engine_thread,
-            self._telemetry.of_model(model.tag),
+            observer,
             max_rows=MAX_ROWS,
             max_queued_rows=self._settings.max_queued_rows,
             budget_seconds=self._settings.batch_budget_ms / 1000,
@@ -321,7 +333,7 @@ class FrontDoor:
         return Answer(307, b"", headers={"location": "/docs"})
 
     def _record(
-        self, route: str, method: str, answer: Answer, error: BaseException | None, elapsed_seconds: float
+        self, route: str, scope: Scope, answer: Answer, error: BaseException | None, elapsed_seconds: float
     ) -> None:
         self._telemetry.request_done(route, answer.status, elapsed_seconds)
         predictions = answer.predictions
@@ -334,7 +346,15 @@ class FrontDoor:
                 self._prediction_log.reject(route, error.violations, self._rollout.champion().tag)
         if self._request_log.wants(route, answer.status):
             champion = self._rollout.champion().tag if self._rollout.is_ready else None
-            self._request_log.write(method, route, answer, error, elapsed_seconds=elapsed_seconds, champion=champion)
+            self._request_log.write(
+                scope["method"],
+                route,
+                answer,
+                error,
+                elapsed_seconds=elapsed_seconds,
+                champion=champion,
+                trace_id=scope.get("tabserve.trace_id"),
+            )
 
 
 def _check_method(expected: str, scope: Scope) -> None:

@@ -44,6 +44,7 @@ class RequestLog:
         *,
         elapsed_seconds: float,
         champion: str | None,
+        trace_id: str | None = None,
     ) -> None:
         """Writes a line. `champion` is the model that is named where none made predictions."""
         predictions = answer.predictions
@@ -55,6 +56,8 @@ class RequestLog:
             "model_version": predictions.model_version if predictions else champion,
             "prediction_ids": predictions.ids if predictions else [],
         }
+        if trace_id is not None:
+            fields["trace_id"] = trace_id
         if answer.status == 503:
             fields["refused_without_a_line"], self._refused_without_a_line = self._refused_without_a_line, 0
         if isinstance(error, HttpError):

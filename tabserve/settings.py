@@ -87,6 +87,15 @@ SETTINGS = {
 }
 
 
+def wants_tracing(environment: Mapping[str, str] | None = None) -> bool:
+    """Whether spans go to a receiver, by OpenTelemetry's own variables; tabserve.tracing reads the rest of them."""
+    environment = os.environ if environment is None else environment
+    if environment.get("OTEL_SDK_DISABLED", "").lower() == "true" or environment.get("OTEL_TRACES_EXPORTER") == "none":
+        return False
+    receivers = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    return any(environment.get(variable, "").strip() for variable in receivers)
+
+
 class BadSettingError(ValueError):
     """A variable whose value cannot be used; the message names variable, value and what was expected."""
 

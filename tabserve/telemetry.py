@@ -23,6 +23,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.values import MultiProcessValue
 from pydantic import ValidationError
 
+from tabserve.batcher import Slice
 from tabserve.resources import ProcessesCollector
 
 METRICS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -177,6 +178,10 @@ class Telemetry:
         """What the prediction log tells."""
         return PredictionLogTelemetry(self._registry)
 
+    def of_tracing(self) -> "TracingTelemetry":
+        """What is told about spans."""
+        return TracingTelemetry(self._registry)
+
     def exposition(self) -> bytes:
         """All metrics of all processes, as Prometheus reads them."""
         directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
@@ -223,7 +228,7 @@ class BatchTelemetry:
     def request_split(self) -> None:
         self._split_requests.inc()
 
-    def batch_started(self, cap_rows: int, longest_wait_seconds: float) -> None:
+    def batch_started(self, cap_rows: int, longest_wait_seconds: float, slices: Sequence[Slice]) -> None:  # noqa: ARG002
         self._wait_seconds.observe(longest_wait_seconds)
         if cap_rows != self._last_cap_rows:
             self._last_cap_rows = cap_rows
@@ -239,6 +244,25 @@ class BatchTelemetry:
 
     def refused(self, reason: str, n_rows: int) -> None:
         self._refused_rows.labels(reason).inc(n_rows)
+
+
+class TracingTelemetry:
+    """The metrics of the spans. A `tabserve.tracing.SpanCounts`."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._sent = Counter("tabserve_spans", "Spans that the receiver took.", registry=registry)
+        self._dropped = Counter(
+            "tabserve_dropped_spans",
+            "Spans that never reached the receiver, by reason; one for a request of which nothing was recorded.",
+            ["reason"],
+            registry=registry,
+        )
+
+    def spans_sent(self, n_spans: int) -> None:
+        self._sent.inc(n_spans)
+
+    def spans_dropped(self, reason: str, n_spans: int) -> None:
+        self._dropped.labels(reason).inc(n_spans)
 
 
 class PredictionLogTelemetry:

@@ -26,7 +26,7 @@ class Seen:
     def batch_done(self, n_rows: int, service_seconds: float) -> None:
         self.batches.append(n_rows)
 
-    def batch_started(self, cap_rows: int, longest_wait_seconds: float) -> None:
+    def batch_started(self, cap_rows: int, longest_wait_seconds: float, slices) -> None:
         pass
 
     def batch_failed(self, reason: str) -> None:

@@ -56,7 +56,7 @@ class Seen:
     def batch_failed(self, reason: str) -> None:
         pass
 
-    def batch_started(self, cap_rows: int, longest_wait_seconds: float) -> None:
+    def batch_started(self, cap_rows: int, longest_wait_seconds: float, slices) -> None:
         if longest_wait_seconds < 0:
             self._broken.append(f"somebody waited {longest_wait_seconds} s")
 

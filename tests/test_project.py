@@ -81,7 +81,7 @@ def test_the_readmes_tree_has_every_file_of_the_package() -> None:
         "Makefile",
     }
     docs = {"docs/benchmarks.md", "docs/decisions.md", "docs/operations.md"}
-    folders = {"tabserve/", "history/", "prediction_log/", "training/", "tests/", "loadtest/", "benchmark/"}
+    folders = {"tabserve/", "history/", "prediction_log/", "tracing/", "training/", "tests/", "loadtest/", "benchmark/"}
     assert listed - folders == {*(expected - {"__init__.py"}), *top, *docs}
 
 
@@ -170,6 +170,7 @@ def test_the_serving_lock_has_nothing_that_only_others_need() -> None:
         "duckdb",
         "onnx",
         "psycopg",
+        "opentelemetry-exporter-otlp-proto-http",
         "boto3",
     }
 
