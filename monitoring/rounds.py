@@ -148,7 +148,7 @@ class Rounds:
                         version=version,
                         causes=decision.causes,
                         reasons=decision.reasons,
-                        key=f"{model}:{version}:{turn:%Y-%m-%dT%H%M%SZ}",
+                        key=f"{model}:{version}:{turn:%Y-%m-%dT%H%M%SZ}:{'+'.join(decision.causes)}",
                     )
                     self._retrainer.take(trigger)
                     say(f"{turn:%F %T} retraining of {model}:{version} is due: {'; '.join(decision.reasons)}")

@@ -42,6 +42,7 @@ from tabserve.history.window import BadQuestionError, which
 logger = logging.getLogger("monitoring.watch")
 
 HANGS_AFTER_SECONDS = 600.0  # a round over ten million rows takes one
+MOST_RUNS_A_WINDOW = 400  # drift is called for after a window of runs in alarm, and of so many the last are read
 LOCK_FILE = ".watch.lock"
 
 
@@ -118,6 +119,11 @@ class Loop:
 def _asked(options: argparse.Namespace) -> Asked:
     if options.against == "last-week" and step_of(options.window) > timedelta(days=7):
         raise BadQuestionError("against last-week a window is 7d at the most, else it would be held against itself")
+    if step_of(options.window) / step_of(options.every) > MOST_RUNS_A_WINDOW:
+        raise BadQuestionError(
+            f"--every {options.every} looks more than {MOST_RUNS_A_WINDOW} times at the rows of a --window of "
+            f"{options.window}: choose a longer step, or a shorter window"
+        )
     return Asked(
         place=log_place(options.log_url),
         of=which(options.model),

@@ -572,7 +572,7 @@ class Monitor:
     def __init__(self, site: Site, *arguments: str) -> None:
         self.port = free_port()
         command = [sys.executable, "-m", "monitoring.watch", "--log-url", site.log.as_uri(), "--port", str(self.port)]
-        command += ["--reports", str(site.kept), "--every", "1s", "--window", "1h", "--no-reports", *arguments]
+        command += ["--reports", str(site.kept), "--every", "1s", "--window", "5m", "--no-reports", *arguments]
         self.said = site.kept.parent / f"said-{self.port}"
         with self.said.open("wb") as out:
             self.process = subprocess.Popen(
@@ -613,7 +613,8 @@ def test_the_process_shows_what_it_finds_and_outlives_a_log_that_is_away(site: S
     alarm = ("tabserve_drift_alarm", "feature:age", *tag)
     rows = ("tabserve_drift_window_rows", *tag)
     now = datetime.now(UTC)
-    site.write(now - 2 * HOUR, 2 * HOUR)
+    for _ in range(3):
+        site.write(now - HOUR / 6, HOUR / 6)
     with watching(site) as monitor:
         wait_for(lambda: rows in monitor.metrics(), 60)
         found = monitor.metrics()
@@ -623,8 +624,8 @@ def test_the_process_shows_what_it_finds_and_outlives_a_log_that_is_away(site: S
         assert monitor.get("/health").json() == {"status": "ok"}
         assert site.tag in monitor.get("/").text
 
-        for _ in range(3):
-            site.write(now - 2 * HOUR, 2 * HOUR, is_shifted=True)
+        for _ in range(9):
+            site.write(now - HOUR / 6, HOUR / 6, is_shifted=True)
         wait_for(lambda: monitor.metrics().get(alarm) == 1)
 
         site.log.rename(site.log.with_name("away"))
@@ -675,6 +676,7 @@ def test_what_cannot_begin_is_a_sentence_and_exit_code_2(
             (["--every", "soon"], "such as 20s, 90m"),
             (["--port", str(taken.server_port)], "Address already in use; choose --port"),
             (["--port", "99999"], "choose --port"),
+            (["--every", "3m"], "choose a longer step, or a shorter window"),
             (["--log-url", "null:"], "nothing is kept"),
             (["--log-url", "s3://a/b"], "only one at file://"),
             (["--on-retrain", "no-such-program now"], "there is no program 'no-such-program'"),
