@@ -38,6 +38,10 @@ fleet: .venv/training.installed .venv/loadtest.installed ## N=3 replicas behind 
 	@$(TRAIN_IF_NONE)
 	@exec $(BIN)/python -m loadtest.fleet --replicas $(N) --port $(PORT)
 
+.PHONY: demo
+demo: .venv/training.installed .venv/loadtest.installed .venv/monitoring.installed ## service, monitor and alerts on this machine; traffic that drifts; what rang (3 minutes)
+	@$(BIN)/python -m monitoring.demo
+
 .PHONY: train
 train: .venv/training.installed ## train the built-in model (another table: .venv/bin/python train.py --data FILE --target COLUMN)
 	@$(BIN)/python train.py
