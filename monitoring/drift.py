@@ -19,9 +19,9 @@ from typing import Literal
 from monitoring import models
 from monitoring.commands import ALARM, ERROR, FAULTS, TOO_FEW, exit_code, fails, say
 from monitoring.drift_text import text_of
-from monitoring.keeping import WEEK, keep
 from monitoring.metrics import push
 from monitoring.models import MonitoredModel
+from monitoring.reports.keeping import WEEK, keep
 from monitoring.results import DriftColumn, DriftResult, DriftWindow
 from monitoring.verdict import ENOUGH_ROWS, Binned, Level, compare, confirmed
 from monitoring.windows import Watched, WindowCounts, count, schema_of, watched_columns

@@ -26,16 +26,16 @@ from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 from monitoring.commands import ERROR, FAULTS, say
-from monitoring.index import write_index
 from monitoring.models import log_place
-from monitoring.newest import Newest
-from monitoring.retraining import Command, Retrainer
-from monitoring.rounds import Asked, Rounds
-from monitoring.schedule import LONGEST_SLEEP_SECONDS, STALE_STEPS, Schedule, step_of
-from monitoring.trigger import Rules
-from monitoring.watch_options import parser
-from monitoring.web import Pages, server
-from monitoring.webhook import webhook_of
+from monitoring.reports.index import write_index
+from monitoring.watching.newest import Newest
+from monitoring.watching.options import parser
+from monitoring.watching.retraining import Command, Retrainer
+from monitoring.watching.rounds import Asked, Rounds
+from monitoring.watching.schedule import LONGEST_SLEEP_SECONDS, STALE_STEPS, Schedule, step_of
+from monitoring.watching.trigger import Rules
+from monitoring.watching.web import Pages, server
+from monitoring.watching.webhook import webhook_of
 from tabserve import model_store
 from tabserve.history.window import BadQuestionError, which
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from monitoring.reports.runs import RESULT_FILE, folder_of
+from monitoring.reports.wording import WORST_FIRST
 from monitoring.results import (
     DriftColumn,
     DriftResult,
@@ -16,9 +18,7 @@ from monitoring.results import (
     QualityResult,
     QualitySegment,
 )
-from monitoring.runs import RESULT_FILE, folder_of
 from monitoring.verdict import Binned, Level, compare, confirmed
-from monitoring.wording import WORST_FIRST
 from tabserve.contract import Contract, Feature
 from tabserve.reference import Reference, build_reference
 

@@ -31,8 +31,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from test_drift import BEFORE, NEWEST, find, older, plan_rows, write
 
 from loadtest import slo
+from monitoring.live.verdict import ACCURACY_ALARM, ERROR_ALARM
 from monitoring.metrics import push, registry_of
-from monitoring.quality_verdict import ACCURACY_ALARM, ERROR_ALARM
 from monitoring.results import DriftResult, QualityResult
 from monitoring.verdict import ENOUGH_LABELS, ENOUGH_ROWS, KL_ALARM, PSI_ALARM, WARNING
 from tabserve.http_api import BENTOML_API

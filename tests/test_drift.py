@@ -24,9 +24,9 @@ from monitoring import drift
 from monitoring.commands import exit_code
 from monitoring.drift import find_drift
 from monitoring.drift_text import text_of
-from monitoring.keeping import sample_of
 from monitoring.metrics import MOST_COLUMNS, NotPushedError, push, registry_of
 from monitoring.models import MonitoredModel, load
+from monitoring.reports.keeping import sample_of
 from monitoring.results import DriftColumn, DriftResult
 from monitoring.windows import SAMPLE_ROWS, count, schema_of, watched_columns
 from tabserve.contract import Contract, Feature, Rows

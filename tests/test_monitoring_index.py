@@ -9,12 +9,12 @@ from urllib.parse import unquote
 import pytest
 from monitoring_results import DAY, NOON, REGRESSION, Batch, batch, drift_of, keep, quality_of, reference_of
 
-from monitoring import runs
-from monitoring.index import write_index
-from monitoring.pictures import shares_picture, threshold_bar, trend_picture
+from monitoring.reports import runs
+from monitoring.reports.index import write_index
+from monitoring.reports.pictures import shares_picture, threshold_bar, trend_picture
+from monitoring.reports.runs import delete_old_pages, folder_of, read_runs
+from monitoring.reports.wording import drift_headline, number, percent, quality_headline, rate
 from monitoring.results import DriftResult
-from monitoring.runs import delete_old_pages, folder_of, read_runs
-from monitoring.wording import drift_headline, number, percent, quality_headline, rate
 from tabserve.contract import Contract, Feature
 
 REFERENCE = reference_of(batch(4000, 0))

@@ -30,9 +30,9 @@ from monitoring_results import (
 )
 from sklearn.metrics import accuracy_score, precision_score, recall_score, roc_auc_score
 
-from monitoring import report_files
 from monitoring.divergence import kl, psi
-from monitoring.reports import write_drift_reports, write_quality_reports
+from monitoring.reports import files as report_files
+from monitoring.reports.evidently_reports import write_drift_reports, write_quality_reports
 from tabserve.contract import Contract, Feature
 from tabserve.reference import Reference
 
@@ -204,7 +204,7 @@ def test_all_rows_say_nothing_of_a_sample_but_what_was_found(tmp_path: Path) -> 
 
 
 def test_more_rows_than_can_be_drawn_are_counted_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("monitoring.reports.MOST_ROWS_DRAWN", 500)
+    monkeypatch.setattr("monitoring.reports.evidently_reports.MOST_ROWS_DRAWN", 500)
     report = write(tmp_path, logged(NOW))
 
     assert scores(report) == pytest.approx(expected(NOW, REFERENCE, CONTRACT), abs=1e-9)
@@ -383,7 +383,8 @@ def test_nothing_is_printed_and_nobody_is_warned(tmp_path: Path, capfd: pytest.C
 
 
 def test_evidently_is_imported_only_where_a_report_is_made() -> None:
-    code = "import monitoring.reports, monitoring.index, sys; sys.exit('evidently' in sys.modules)"
+    ours = "monitoring.reports.evidently_reports, monitoring.reports.index"
+    code = f"import sys, {ours}; sys.exit('evidently' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 

@@ -12,11 +12,11 @@ from conftest import BUILT_IN, TrainedModels, home_in_use, running_service, wait
 
 from monitoring import models as stored_models
 from monitoring.drift import find_drift
+from monitoring.live.version_quality import find_quality
 from monitoring.metrics import registry_of
 from monitoring.models import MonitoredModel, log_place
 from monitoring.results import DriftResult
 from monitoring.soundness.populations import built_in
-from monitoring.version_quality import find_quality
 from tabserve.history.window import Window
 
 WINDOW = timedelta(seconds=4)

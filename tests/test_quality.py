@@ -19,13 +19,14 @@ from sklearn.datasets import load_breast_cancer
 from sklearn.metrics import accuracy_score, mean_absolute_error
 from tables import customers
 
-from monitoring import labelled, quality
-from monitoring.keeping import keep_result
-from monitoring.labelled import reference_averages
+from monitoring import quality
+from monitoring.live import labelled
+from monitoring.live.labelled import reference_averages
+from monitoring.live.segments import segment_column
+from monitoring.live.version_quality import Quality, find_quality
 from monitoring.models import load
+from monitoring.reports.keeping import keep_result
 from monitoring.results import QualityResult
-from monitoring.segments import segment_column
-from monitoring.version_quality import Quality, find_quality
 from tabserve.contract import Contract, Feature, Rows
 from tabserve.history.records import readable_place
 from tabserve.history.window import BadQuestionError, Window

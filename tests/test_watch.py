@@ -26,18 +26,20 @@ from prometheus_client.parser import text_string_to_metric_families
 from tables import customers
 from test_quality import coded, write_labels
 
-from monitoring import report_process, watch, webhook
-from monitoring.keeping import tidy
-from monitoring.newest import Newest
-from monitoring.report_process import ReportMaker
+from monitoring import watch
+from monitoring.reports import process as report_process
+from monitoring.reports.keeping import tidy
+from monitoring.reports.process import ReportMaker
 from monitoring.results import DriftResult
-from monitoring.retraining import BadStateError, Command, Retrainer, read_triggers
-from monitoring.rounds import Asked, Rounds
-from monitoring.schedule import Schedule, step_of
-from monitoring.trigger import Call, Decision, Facts, Rules, Trigger, decide
-from monitoring.turns import Turn
-from monitoring.web import Pages, server
-from monitoring.webhook import Webhook, WebhookFailedError, webhook_of
+from monitoring.watching import webhook
+from monitoring.watching.newest import Newest
+from monitoring.watching.retraining import BadStateError, Command, Retrainer, read_triggers
+from monitoring.watching.rounds import Asked, Rounds
+from monitoring.watching.schedule import Schedule, step_of
+from monitoring.watching.trigger import Call, Decision, Facts, Rules, Trigger, decide
+from monitoring.watching.turns import Turn
+from monitoring.watching.web import Pages, server
+from monitoring.watching.webhook import Webhook, WebhookFailedError, webhook_of
 from tabserve.history.records import readable_place
 from tabserve.history.window import BadQuestionError, Which
 
@@ -698,7 +700,7 @@ def test_what_cannot_begin_is_a_sentence_and_exit_code_2(
 
 
 def test_one_place_keeps_runs_and_the_reports_of_old_ones_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("monitoring.runs.delete_old_pages.__defaults__", (2,))
+    monkeypatch.setattr("monitoring.reports.runs.delete_old_pages.__defaults__", (2,))
     for day in range(4):
         keep(tmp_path, drift_run("quiet", day), "drift")
     tidy(tmp_path)

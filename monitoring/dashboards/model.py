@@ -32,7 +32,7 @@ from monitoring.dashboards.queries import (
     rate,
     worst_of_range,
 )
-from monitoring.quality_verdict import ACCURACY_ALARM, ERROR_ALARM
+from monitoring.live.verdict import ACCURACY_ALARM, ERROR_ALARM
 
 _VERSION = "{{model}}:{{model_version}}"
 _FEATURE = "{{feature}} ({{model_version}})"

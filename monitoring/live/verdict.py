@@ -8,7 +8,7 @@ interval: with the 95 % one a model that is as good as ever would be an alarm in
 
 from dataclasses import dataclass
 
-from monitoring.intervals import Average, difference
+from monitoring.live.intervals import Average, difference
 from monitoring.verdict import ENOUGH_LABELS, WARNING, Level
 
 ACCURACY_ALARM = 0.05  # points of accuracy lost

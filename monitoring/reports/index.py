@@ -15,13 +15,13 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
-from monitoring import wording
-from monitoring.pictures import shares_picture, threshold_bar, trend_picture
-from monitoring.report_files import write_whole
+from monitoring.reports import wording
+from monitoring.reports.files import write_whole
+from monitoring.reports.pictures import shares_picture, threshold_bar, trend_picture
+from monitoring.reports.runs import KeptRuns, Run, read_runs
+from monitoring.reports.wording import WORST_FIRST, decisive, divergence, headline, moment, number, percent, rate
 from monitoring.results import DriftColumn, DriftResult, QualityMetric, QualityResult
-from monitoring.runs import KeptRuns, Run, read_runs
 from monitoring.verdict import Level
-from monitoring.wording import WORST_FIRST, decisive, divergence, headline, moment, number, percent, rate
 
 INDEX_FILE = "index.html"
 TEMPLATE = Path(__file__).parent / "index_page.html"

@@ -24,8 +24,8 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from monitoring.reports.wording import headline
 from monitoring.results import DriftResult, QualityResult
-from monitoring.wording import headline
 
 Cause = Literal["drift", "quality", "age", "labels"]
 CAUSES: tuple[Cause, ...] = get_args(Cause)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from monitoring.trigger import ENOUGH_NEW_LABELS, OLDEST_DAYS
+from monitoring.watching.trigger import ENOUGH_NEW_LABELS, OLDEST_DAYS
 
 
 def parser() -> argparse.ArgumentParser:

@@ -12,13 +12,13 @@ from typing import Any
 
 import pandas as pd
 
-from monitoring.evidently_methods import counts_of_report, register
-from monitoring.quality_rows import classification_rows, regression_rows
-from monitoring.report_files import About, NoReportError, write_report
-from monitoring.report_rows import ReportRows, drift_rows
+from monitoring.reports.evidently_methods import counts_of_report, register
+from monitoring.reports.files import About, NoReportError, write_report
+from monitoring.reports.quality_rows import classification_rows, regression_rows
+from monitoring.reports.rows import ReportRows, drift_rows
+from monitoring.reports.wording import all_rows, counted, divergence, headline, metric_in_words, moment, percent, span
 from monitoring.results import DriftResult, QualityResult
 from monitoring.verdict import ENOUGH_ROWS, KL_ALARM, PSI_ALARM, WARNING
-from monitoring.wording import all_rows, counted, divergence, headline, metric_in_words, moment, percent, span
 from tabserve.contract import Contract
 from tabserve.reference import Reference
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from monitoring.evidently_methods import FEATURE_METHOD, PREDICTION_METHOD, BinCounts, Method
+from monitoring.reports.evidently_methods import FEATURE_METHOD, PREDICTION_METHOD, BinCounts, Method
 from monitoring.results import DriftResult
 from tabserve.contract import Contract, Feature
 from tabserve.reference import Bins, Reference

@@ -1,4 +1,4 @@
-"""Evidently's reports of a run, made in a process of their own: `python -m monitoring.report_process FOLDER URL`.
+"""Evidently's reports of a run, made in a process of their own: `python -m monitoring.reports.process FOLDER URL`.
 
 They take up to 18 s and 480 MB, which a process does not give back; and what hangs or crashes there harms nobody.
 """
@@ -14,9 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from monitoring.commands import ERROR, FAULTS
-from monitoring.keeping import write_reports
 from monitoring.models import load, log_place
-from monitoring.runs import read_result
+from monitoring.reports.keeping import write_reports
+from monitoring.reports.runs import read_result
 
 logger = logging.getLogger("monitoring.watch")
 
@@ -78,7 +78,7 @@ class ReportMaker:
                     logger.error("the reports of %s failed: %s", folder, error)
 
     def _make(self, folder: Path) -> None:
-        command = [sys.executable, "-m", "monitoring.report_process", str(folder), self._log_url]
+        command = [sys.executable, "-m", "monitoring.reports.process", str(folder), self._log_url]
         with self._changed:
             if self._is_stopped:
                 return

@@ -17,8 +17,8 @@ from urllib.parse import unquote, urlsplit
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from monitoring.index import INDEX_FILE
-from monitoring.runs import RESULTS
+from monitoring.reports.index import INDEX_FILE
+from monitoring.reports.runs import RESULTS
 
 logger = logging.getLogger("monitoring.watch")
 

@@ -17,9 +17,9 @@ from signal import SIGKILL, SIGTERM
 
 from pydantic import TypeAdapter, ValidationError
 
-from monitoring.report_files import write_whole
-from monitoring.trigger import Call, Trigger
-from monitoring.webhook import Webhook, WebhookFailedError
+from monitoring.reports.files import write_whole
+from monitoring.watching.trigger import Call, Trigger
+from monitoring.watching.webhook import Webhook, WebhookFailedError
 
 logger = logging.getLogger("monitoring.watch")
 

@@ -16,8 +16,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from monitoring.metrics import LAST_SUCCESS, gauges_of
-from monitoring.trigger import CAUSES
-from monitoring.turns import Result, Turn
+from monitoring.watching.trigger import CAUSES
+from monitoring.watching.turns import Result, Turn
 
 Kind = Literal["drift", "quality"]
 Fault = Literal["drift", "quality", "reports", "retraining"]

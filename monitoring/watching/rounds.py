@@ -13,20 +13,20 @@ from pathlib import Path
 
 from monitoring.commands import say
 from monitoring.drift import Against, find_drift
-from monitoring.keeping import keep_result, tidy
+from monitoring.live.segments import SegmentColumn, segment_column
+from monitoring.live.version_quality import find_quality
 from monitoring.models import MonitoredModel
-from monitoring.new_labels import count_new_labels
-from monitoring.newest import Kind, Newest
-from monitoring.report_process import ReportMaker
+from monitoring.reports.keeping import keep_result, tidy
+from monitoring.reports.process import ReportMaker
+from monitoring.reports.runs import read_runs
+from monitoring.reports.wording import headline, span
 from monitoring.results import DriftResult, QualityResult
-from monitoring.retraining import Retrainer, read_triggers
-from monitoring.runs import read_runs
-from monitoring.schedule import before
-from monitoring.segments import SegmentColumn, segment_column
-from monitoring.trigger import Facts, Rules, Trigger, decide, standing
-from monitoring.turns import Result, Turn, look, say_failure
-from monitoring.version_quality import find_quality
-from monitoring.wording import headline, span
+from monitoring.watching.new_labels import count_new_labels
+from monitoring.watching.newest import Kind, Newest
+from monitoring.watching.retraining import Retrainer, read_triggers
+from monitoring.watching.schedule import before
+from monitoring.watching.trigger import Facts, Rules, Trigger, decide, standing
+from monitoring.watching.turns import Result, Turn, look, say_failure
 from tabserve import model_store
 from tabserve.history.window import BadQuestionError, Which
 from tabserve.model_store import ModelRefusedError

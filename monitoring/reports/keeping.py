@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from monitoring.index import write_index
-from monitoring.labelled import LabelledRows
+from monitoring.live.labelled import LabelledRows
 from monitoring.models import MonitoredModel
-from monitoring.report_files import write_whole
-from monitoring.reports import write_drift_reports, write_quality_reports
+from monitoring.reports.evidently_reports import write_drift_reports, write_quality_reports
+from monitoring.reports.files import write_whole
+from monitoring.reports.index import write_index
+from monitoring.reports.runs import RESULT_FILE, delete_old_pages, folder_of
 from monitoring.results import DriftResult, QualityResult
-from monitoring.runs import RESULT_FILE, delete_old_pages, folder_of
 from monitoring.windows import SAMPLE_ROWS, sample, schema_of, watched_columns
 from tabserve.history.records import opened
 from tabserve.history.window import Which, Window

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from monitoring.intervals import Average
-from monitoring.labelled import LabelledRows, reference_averages
-from monitoring.live_quality import Counts, Measured, mean_error, of_counts, of_scores, of_values
+from monitoring.live.intervals import Average
+from monitoring.live.labelled import LabelledRows, reference_averages
+from monitoring.live.live_quality import Counts, Measured, mean_error, of_counts, of_scores, of_values
+from monitoring.live.segments import SegmentColumn
+from monitoring.live.verdict import Finding, estimate_holds, judge, worse_than_others
 from monitoring.models import MonitoredModel
-from monitoring.quality_verdict import Finding, estimate_holds, judge, worse_than_others
 from monitoring.results import QualityMetric, QualityResult, QualitySegment
-from monitoring.segments import SegmentColumn
 from monitoring.verdict import ENOUGH_LABELS, Level
 from tabserve import model_store
 from tabserve.contract import Contract

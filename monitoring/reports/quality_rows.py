@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from monitoring.report_files import NoReportError
-from monitoring.report_rows import new_name, to_numbers
+from monitoring.reports.files import NoReportError
+from monitoring.reports.rows import new_name, to_numbers
 from tabserve.contract import Contract, Task
 
 TRUE_CLASS, PREDICTED_CLASS = "true class", "predicted class"

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from monitoring.intervals import Average
-from monitoring.live_quality import Counts
-from monitoring.segments import SegmentColumn, quoted, text
+from monitoring.live.intervals import Average
+from monitoring.live.live_quality import Counts
+from monitoring.live.segments import SegmentColumn, quoted, text
 from tabserve.contract import Contract
 from tabserve.history.records import Records, UnreadableError
 

@@ -1,0 +1,1 @@
+"""Live quality: how good the models are on rows whose label came."""

@@ -1,0 +1,1 @@
+"""What a run leaves in a folder: its result, Evidently's reports, and the index page over all runs."""

@@ -1,0 +1,1 @@
+"""The parts of `python -m monitoring.watch`: its schedule, its pages, and when retraining is due."""
