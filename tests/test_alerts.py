@@ -362,8 +362,8 @@ def test_a_shift_rings_the_pager_once_and_its_end_is_told(
             wait_for(lambda: len(rung.said(resolved=False)) == 3, SOON)
             assert "TabserveServiceAbsent: no replica of tabserve answers." in rung.said(resolved=False)[2]
             assert found.alerts() == {"TabserveServiceAbsent", "TabserveReplicaDown"}
-            # Where a cause and what follows from it end together, Alertmanager may take note of the one before the other,
-            # and tell of that one: with its groups looked at once a second now and then, with five minutes hardly ever.
+            # What ends together Alertmanager may note one by one, and then it tells of what followed: with its groups
+            # looked at once a second that happens, with every five minutes hardly.
             assert rung.chat == []
             with exposing(service.exposition, int(service_address.rpartition(":")[2])):
                 wait_for_end(found, rung, n_resolved=3)
