@@ -68,7 +68,8 @@ def test_the_readmes_tree_has_every_file_of_the_package() -> None:
     expected = {
         path.rpartition("/")[2]
         for path in tracked_files()
-        if path.endswith(".py") and (path.startswith("tabserve/") or path.rpartition("/")[0] == "loadtest")
+        if path.endswith(".py")
+        and (path.startswith("tabserve/") or path.rpartition("/")[0] in ("loadtest", "monitoring"))
     }
 
     top = {
@@ -80,8 +81,10 @@ def test_the_readmes_tree_has_every_file_of_the_package() -> None:
         "requirements.txt",
         "Makefile",
     }
-    docs = {"docs/benchmarks.md", "docs/decisions.md", "docs/operations.md"}
-    folders = {"tabserve/", "history/", "prediction_log/", "tracing/", "training/", "tests/", "loadtest/", "benchmark/"}
+    docs = {"docs/benchmarks.md", "docs/decisions.md", "docs/monitoring.md", "docs/operations.md"}
+    of_the_package = {"tabserve/", "history/", "prediction_log/", "tracing/", "training/"}
+    of_monitoring = {"monitoring/", "live/", "reports/", "watching/", "alerts/", "dashboards/", "soundness/", "demo/"}
+    folders = {*of_the_package, *of_monitoring, "tests/", "loadtest/", "benchmark/"}
     assert listed - folders == {*(expected - {"__init__.py"}), *top, *docs}
 
 
@@ -92,6 +95,7 @@ def test_the_readme_names_only_targets_and_options_that_exist() -> None:
     ours_too = (["log", "tail"], ["log", "stats"], ["log", "export"], ["labels", "import"])
     commands = (
         *(["-m", "tabserve", *command, "--help"] for command in ours_too),
+        *(["-m", f"monitoring.{command}", "--help"] for command in ("drift", "quality", "watch")),
         ["train.py", "--help"],
         ["-m", "locust", "--help"],
         ["-c", ours + "add_to(p); print(p.format_help())"],
