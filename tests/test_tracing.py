@@ -20,10 +20,11 @@ import pytest
 from conftest import BUILT_IN, ROOT, Service, environment, free_port, lines_of, running_service, wait_for
 from hypothesis import example, given
 from hypothesis import strategies as st
+from opentelemetry.context import Context
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
-from opentelemetry.sdk.trace.sampling import ParentBased
-from opentelemetry.trace import get_current_span
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased, TraceIdRatioBased
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, get_current_span, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from test_http import TUTORIAL_ROW
 
@@ -363,7 +364,10 @@ def dropped(service: Service, reason: str) -> float:
         ({"OTEL_TRACES_SAMPLER_ARG": "1 %"}, "OTEL_TRACES_SAMPLER_ARG is '1 %', expected a number from 0 to 1"),
         ({"OTEL_TRACES_SAMPLER_ARG": "nan"}, "OTEL_TRACES_SAMPLER_ARG is 'nan', expected a number from 0 to 1"),
         ({"OTEL_BSP_MAX_QUEUE_SIZE": "many"}, "OTEL_BSP_MAX_QUEUE_SIZE is 'many', expected a whole number"),
-        ({"OTEL_EXPORTER_OTLP_TIMEOUT": "soon"}, "the variables OTEL_EXPORTER_OTLP_… cannot be used: "),
+        (
+            {"OTEL_PYTHON_EXPORTER_OTLP_HTTP_TRACES_CREDENTIAL_PROVIDER": "mine"},
+            "cannot be used: ",
+        ),
         ({"OTEL_EXPORTER_OTLP_COMPRESSION": "zstd"}, "OTEL_EXPORTER_OTLP_COMPRESSION is .zstd., expected none"),
     ],
 )
@@ -418,11 +422,35 @@ sys.exit(str([name for name in sys.modules if name.startswith(("tabserve.tracing
     assert done.stderr.strip() == "[]"
 
 
-def test_who_names_no_sampler_gets_a_hundredth_and_who_names_one_gets_that() -> None:
-    assert "ratio:0.01" in sampler_of({}).get_description().replace("TraceIdRatioBased{", "ratio:")
-    assert "0.2" in sampler_of({"OTEL_TRACES_SAMPLER_ARG": "0.2"}).get_description()
-    assert isinstance(sampler_of({"OTEL_TRACES_SAMPLER_ARG": "0.2"}), ParentBased)
-    assert "{1.0}" in sampler_of({"OTEL_TRACES_SAMPLER": "traceidratio"}).get_description()  # the specification's
+SAMPLERS = {
+    "": ParentBased(TraceIdRatioBased(0.01)),
+    "always_on": ALWAYS_ON,
+    "always_off": ALWAYS_OFF,
+    "traceidratio": TraceIdRatioBased(1.0),  # the specification's default
+    "parentbased_always_on": ParentBased(ALWAYS_ON),
+    "parentbased_always_off": ParentBased(ALWAYS_OFF),
+    "parentbased_traceidratio": ParentBased(TraceIdRatioBased(1.0)),
+    " 0.3": ParentBased(TraceIdRatioBased(0.3)),
+    "traceidratio 0.3": TraceIdRatioBased(0.3),
+    "always_on 0.3": ALWAYS_ON,
+}
+
+
+@pytest.mark.parametrize("words", SAMPLERS)
+@pytest.mark.parametrize("flag", [None, True, False])
+def test_what_is_recorded_is_what_the_sdks_sampler_of_that_name_records(words: str, flag: bool | None) -> None:
+    name, _, share = words.partition(" ")
+    sampler = sampler_of({"OTEL_TRACES_SAMPLER": name, "OTEL_TRACES_SAMPLER_ARG": share})
+    random = np.random.default_rng(7)
+
+    for _ in range(500):
+        trace_id = int.from_bytes(random.bytes(16), "big")
+        context = Context()
+        if flag is not None:
+            parent = SpanContext(trace_id, 1, True, TraceFlags(int(flag)))
+            context = set_span_in_context(NonRecordingSpan(parent), context)
+        theirs = SAMPLERS[words].should_sample(context, trace_id, "POST /predict").decision.is_sampled()
+        assert sampler.records(trace_id, None if flag is None else Caller(f"{trace_id:032x}", 1, flag)) == theirs
 
 
 # --- traceparent

@@ -5,16 +5,17 @@ The variables are OpenTelemetry's own; what the SDK would overlook with a warnin
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased, Sampler, TraceIdRatioBased
+from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
 
 from tabserve.prediction_log.faults import Fault
 from tabserve.settings import BadSettingError
+from tabserve.tracing.traceparent import Caller
 
 DEFAULT_SHARE = 0.01  # of the requests without a caller who decided; docs/benchmarks.md has what it costs
 DEFAULT_QUEUE_SPANS = 2048  # the SDK's
@@ -66,6 +67,19 @@ def _is_address(text: str) -> bool:
         return False
 
 
+class Sampler(NamedTuple):
+    """Which requests are recorded: as the SDK's samplers of these names decide, which take 2 to 3 µs for it."""
+
+    obeys_caller: bool
+    bound: int
+    """Of the lower 64 bits of a trace id."""
+
+    def records(self, trace_id: int, caller: Caller | None) -> bool:
+        if caller is not None and self.obeys_caller:
+            return caller.is_sampled
+        return (trace_id & TraceIdRatioBased.TRACE_ID_LIMIT) < self.bound
+
+
 def sampler_of(environment: Mapping[str, str]) -> Sampler:
     """Which requests are recorded, by OpenTelemetry's own variables; the default is our own.
 
@@ -76,21 +90,16 @@ def sampler_of(environment: Mapping[str, str]) -> Sampler:
     text = environment.get("OTEL_TRACES_SAMPLER_ARG", "").strip()
     try:
         # The specification's default is 1, for those who named a sampler.
-        share = TraceIdRatioBased(float(text) if text else 1.0 if name else DEFAULT_SHARE)
+        share = TraceIdRatioBased(float(text) if text else 1.0 if name else DEFAULT_SHARE).bound
     except ValueError:
         raise BadSettingError(f"OTEL_TRACES_SAMPLER_ARG is {text!r}, expected a number from 0 to 1") from None
-    samplers: dict[str, Sampler] = {
-        "always_on": ALWAYS_ON,
-        "always_off": ALWAYS_OFF,
-        "traceidratio": share,
-        "parentbased_always_on": ParentBased(ALWAYS_ON),
-        "parentbased_always_off": ParentBased(ALWAYS_OFF),
-        "parentbased_traceidratio": ParentBased(share),
-    }
     name = name or "parentbased_traceidratio"
-    if name not in samplers:
-        raise BadSettingError(f"OTEL_TRACES_SAMPLER is {name!r}, expected one of {', '.join(samplers)}")
-    return samplers[name]
+    bounds = {"always_on": TraceIdRatioBased.get_bound_for_rate(1.0), "always_off": 0, "traceidratio": share}
+    root = name.removeprefix("parentbased_")
+    if root not in bounds:
+        expected = ", ".join([*bounds, *(f"parentbased_{one}" for one in bounds)])
+        raise BadSettingError(f"OTEL_TRACES_SAMPLER is {name!r}, expected one of {expected}")
+    return Sampler(root != name, bounds[root])
 
 
 def _queue_spans(environment: Mapping[str, str]) -> int:

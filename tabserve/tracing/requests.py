@@ -1,11 +1,10 @@
 """Requests that are recorded: which, and the spans of each."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from opentelemetry.context import Context
-from opentelemetry.sdk.trace.sampling import Sampler
 from opentelemetry.trace import (
     NonRecordingSpan,
     SpanContext,
@@ -16,7 +15,8 @@ from opentelemetry.trace import (
 )
 
 from tabserve.asgi import App, Receive, Scope, Send
-from tabserve.tracing.spans import NO_PARENT, Clock, Spans, below
+from tabserve.tracing.receiver import Sampler
+from tabserve.tracing.spans import Clock, Spans, below
 from tabserve.tracing.traceparent import Caller, caller_of
 
 ROUTES = frozenset({"/predict", "/predict/batch", "/feedback", "/bento/predict"})  # probes and pages are not recorded
@@ -36,13 +36,15 @@ class TracedRequests:
         self._sampler = sampler
         self._model_in_service = model_in_service
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         is_one = scope["type"] == "http" and scope["path"] in ROUTES and scope["method"] == "POST"
         trace = self._begin(scope) if is_one else None
         if trace is None:
-            await self._app(scope, receive, send)
-            return
+            return self._app(scope, receive, send)
         scope["tabserve.trace"] = trace
+        return self._recorded(trace, scope, receive, send)
+
+    async def _recorded(self, trace: "RequestTrace", scope: Scope, receive: Receive, send: Send) -> None:
 
         async def send_and_see(message: Any) -> None:
             if message["type"] == "http.response.start":
@@ -61,16 +63,14 @@ class TracedRequests:
         """
         caller = caller_of(scope["headers"])
         if caller is None:
-            trace_id, context = self._spans.new_trace_id(), None
+            trace_id = self._spans.new_trace_id()
         else:
             scope["tabserve.trace_id"] = caller.trace_id
             trace_id = int(caller.trace_id, 16)
-            context = _context_of(caller, trace_id)
-        wanted = self._sampler.should_sample(context or NO_PARENT, trace_id, scope["path"], SpanKind.SERVER)
-        if not wanted.decision.is_sampled() or not self._spans.outlet.has_room():
+        if not self._sampler.records(trace_id, caller) or not self._spans.outlet.has_room():
             return None
         scope["tabserve.trace_id"] = f"{trace_id:032x}"
-        return RequestTrace(self._spans, scope, trace_id, context)
+        return RequestTrace(self._spans, scope, trace_id, caller and _context_of(caller, trace_id))
 
 
 def _context_of(caller: Caller, trace_id: int) -> Context:
