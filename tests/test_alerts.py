@@ -1,12 +1,13 @@
 """Alerts: they fire at the thresholds that stand elsewhere, somebody is told, and the whole way with real programs."""
 
 import contextlib
+import math
 import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -31,10 +32,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from test_drift import BEFORE, NEWEST, find, older, plan_rows, write
 
 from loadtest import slo
+from monitoring.dashboards import limits
 from monitoring.live.verdict import ACCURACY_ALARM, ERROR_ALARM
 from monitoring.metrics import push, registry_of
 from monitoring.results import DriftResult, QualityResult
 from monitoring.verdict import ENOUGH_LABELS, ENOUGH_ROWS, KL_ALARM, PSI_ALARM, WARNING
+from monitoring.watching.newest import Newest
+from monitoring.watching.turns import Turn
 from tabserve.http_api import BENTOML_API
 from tabserve.settings import Settings
 from tabserve.telemetry import DURATION_BUCKETS, Telemetry
@@ -238,27 +242,39 @@ def exposed(drifted: dict[str, DriftResult], tmp_path_factory: pytest.TempPathFa
     variables = {"TABSERVE_METRICS_DIR": str(tmp_path_factory.mktemp("metrics")), "PATH": "/usr/bin"}
     command = [sys.executable, "-c", SERVICE]
     service = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=True).stdout
-    results = [drifted["shifted"], quality_of(0.9, 400)]
-    return samples_of(service) | samples_of(generate_latest(registry_of(results)).decode())
-
-
-# Of monitoring.watch, which runs all the time.
-OF_THE_WATCH = {"tabserve_monitor_failures_total": {"kind"}, "tabserve_retraining_due": {"reason"}}
+    watch = Newest(stale_after=timedelta(days=3650))  # the results are of made-up days
+    drift, quality = drifted["shifted"], quality_of(0.9, 400)
+    watch.found("drift", Turn((drift,), failed=()))
+    watch.found("quality", Turn((quality,), failed=()))
+    watch.due({(drift.model, drift.version): ["drift"]})
+    return samples_of(service) | samples_of(generate_latest(watch.registry()).decode())
 
 
 def test_every_metric_and_label_of_a_rule_is_told_by_the_service_or_the_monitor(exposed: dict[str, set[str]]) -> None:
-    known = {**exposed, **OF_THE_WATCH}
     scraped = {"job", "instance", "model", "model_version"}  # Prometheus's own, and every gauge's of the monitor
 
     for rule in RULES:
         for name, matchers in re.findall(r"\b(tabserve_\w+)(?:\{([^}]*)\})?", rule["expr"]):
             labels = set(re.findall(r"(\w+)(?:=~|!~|!=|=)\"", matchers))
-            assert name in known, (rule["alert"], name)
-            assert labels <= known[name] | scraped, (rule["alert"], name)
+            assert name in exposed, (rule["alert"], name)
+            assert labels <= exposed[name] | scraped, (rule["alert"], name)
         names = re.findall(r"\b(tabserve_\w+)", rule["expr"])
         made = set(re.findall(r'label_replace\(.*?, "(\w+)"', rule["expr"]))
         labels = {label for found in re.findall(r"(?:by|on) \(([^)]*)\)", rule["expr"]) for label in found.split(", ")}
-        assert labels <= scraped | made | {label for name in names for label in known[name]}, rule["alert"]
+        assert labels <= scraped | made | {label for name in names for label in exposed[name]}, rule["alert"]
+
+
+def test_the_lines_in_the_dashboards_are_where_the_rules_ring() -> None:
+    for name, limit, pattern in (
+        ("TabserveCpuHigh", limits.CPU_CORES, r"> ([\d.]+)"),
+        ("TabserveRejectedHigh", limits.REJECTED_REQUESTS, r"> ([\d.]+)"),
+        ("TabserveOutOfRange", limits.OUT_OF_RANGE, r"> ([\d.]+)"),
+        ("TabserveUnknownCategories", limits.UNKNOWN, r"> ([\d.]+)"),
+        ("TabserveMonitorSilent", limits.MONITOR_AGE_SECONDS, r"> ([\d.]+(?: \* [\d.]+)*)"),
+    ):
+        (expression,) = [rule["expr"] for rule in RULES if rule["alert"] == name]
+        found = re.findall(pattern, expression)
+        assert limit in [math.prod(float(part) for part in one.split(" * ")) for one in found], (name, found)
 
 
 # --- who is told

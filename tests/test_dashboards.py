@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
@@ -26,7 +27,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from monitoring_results import batch, drift_of, quality_of, reference_of
-from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+from prometheus_client import CollectorRegistry, start_http_server
 from tables import PLANS, customers
 
 from loadtest.processes import find_program, running
@@ -36,9 +37,11 @@ from monitoring.drift import find_drift
 from monitoring.live.segments import segment_column
 from monitoring.live.verdict import ACCURACY_ALARM
 from monitoring.live.version_quality import find_quality
-from monitoring.metrics import registry_of
 from monitoring.models import load
+from monitoring.results import DriftResult, QualityResult
 from monitoring.verdict import ENOUGH_LABELS, ENOUGH_ROWS, KL_ALARM, PSI_ALARM, WARNING
+from monitoring.watching.newest import Kind, Newest
+from monitoring.watching.turns import Turn
 from tabserve.history.records import opened, readable_place
 from tabserve.history.window import last, length_of
 from tabserve.settings import Settings
@@ -353,17 +356,14 @@ def made() -> list:
 
 
 def with_a_monitor(results: list) -> CollectorRegistry:
-    """The gauges of results, and what a monitor that runs all the time tells of itself."""
-    registry = registry_of(results)
-    due = Gauge("tabserve_retraining_due", "A reason.", ["model", "model_version", "reason"], registry=registry)
-    for result in results:
-        due.labels(result.model, result.version, "drift").set(1)
-    took = Gauge("tabserve_monitor_run_duration_seconds", "Of the last run.", ["kind"], registry=registry)
-    failures = Counter("tabserve_monitor_failures", "Of runs.", ["kind"], registry=registry)
-    for kind in ("drift", "quality"):
-        took.labels(kind).set(1.5)
-        failures.labels(kind)
-    return registry
+    """The gauges of results, and what the watch tells of itself."""
+    watch = Newest(stale_after=timedelta(days=3650))  # some results are of made-up days
+    kinds: tuple[Kind, ...] = ("drift", "quality")
+    for kind, of_kind in zip(kinds, (DriftResult, QualityResult), strict=True):
+        watch.found(kind, Turn(tuple(result for result in results if isinstance(result, of_kind)), failed=()))
+        watch.took(kind, 1.5)
+    watch.due({(result.model, result.version): ["drift"] for result in results})
+    return watch.registry()
 
 
 @pytest.mark.needs_program("prometheus")

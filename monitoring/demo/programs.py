@@ -98,7 +98,7 @@ def alerting(kept: Path, service: Server, monitor: Server, rung: Rung) -> Iterat
     folder = kept / "alerting"
     folder.mkdir()
     with told_by_webhook(rung) as webhook:
-        rules = re.sub(r"^(\s+for:) .*$", r"\1 2s", (ALERTS / "rules.yaml").read_text(), flags=re.MULTILINE)
+        rules = re.sub(r"^(\s+for:) .*$", r"\1 6s", (ALERTS / "rules.yaml").read_text(), flags=re.MULTILINE)
         (folder / "rules.yaml").write_text(rules)
         (folder / "prometheus.yaml").write_text(
             yaml.safe_dump(
