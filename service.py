@@ -18,7 +18,7 @@ from tabserve.answers import outcomes
 from tabserve.asgi import App, Receive, Scope, Send
 from tabserve.bodies import unwrapped
 from tabserve.contract import MAX_ROWS, Rows
-from tabserve.http_api import FrontDoor
+from tabserve.http_api import BENTOML_API, FrontDoor
 from tabserve.model_store import ModelRefusedError, StoredModel
 from tabserve.prediction_log import CannotKeepError, NoPredictionLog, PredictionLog, Predictions
 from tabserve.prediction_log.opening import open_prediction_log, usable_url
@@ -79,6 +79,7 @@ class Row(RootModel[list[Any] | dict[str, Any]]):
         try:
             self._values = model.reader.read([unwrapped(self.root)]).values[0]
         except InvalidRowsError as error:  # pydantic says which row it is
+            worker.prediction_log.reject(BENTOML_API, error.violations, model.tag)
             raise InvalidRowsError([replace(violation, row=None) for violation in error.violations]) from None
         return self
 

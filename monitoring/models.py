@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from tabserve import model_store
 from tabserve.contract import Contract
 from tabserve.history.records import opened, readable_place
-from tabserve.history.window import BadQuestionError, Which, Window
+from tabserve.history.window import Which, Window
 from tabserve.model_store import ModelRefusedError
-from tabserve.prediction_log.places import REMOTE, Place, default_url
+from tabserve.prediction_log.places import REMOTE, Place, default_url, with_usable_spool
 from tabserve.reference import Reference
 from tabserve.settings import Settings
 
@@ -32,9 +32,7 @@ def log_place(url: str | None) -> Place:
     """
     url = url or Settings.from_environment().log_url or default_url(model_store.home())
     if urlsplit(url).scheme in REMOTE:
-        raise BadQuestionError(
-            f"a prediction log at {urlsplit(url).scheme}:// is not read by the monitoring, only one at file://"
-        )
+        url = with_usable_spool(url, model_store.home())
     return readable_place(url)
 
 

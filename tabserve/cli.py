@@ -4,12 +4,14 @@ Exit codes: 0 done, 2 bad input, 3 it could not be read or saved.
 """
 
 import argparse
-import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -85,6 +87,11 @@ def add_log_commands(commands: Commands) -> None:
 
 def log_tail(options: Options) -> int:
     place, window, of = _asked(options)
+    if options.follow and place.is_remote:
+        raise BadQuestionError(
+            f"--follow looks every second, and would copy a day of {_named(place)} each time: leave it out, or follow "
+            "the service's own folder"
+        )
     with opened(place, window, of) as records:
         found = tail.newest(records, max(options.lines, tail.AT_ONE_LOOK))
     lines = found[-options.lines :]
@@ -93,18 +100,31 @@ def log_tail(options: Options) -> int:
         return 0
     _print(tail.header(), *lines)
     if options.follow:
-        with contextlib.suppress(KeyboardInterrupt):
-            for line in tail.follow(place, of, {line.prediction_id for line in found}):
-                _print(line or "… more came at once than are shown")
-                sys.stdout.flush()
+        for line in tail.follow(place, of, {line.prediction_id for line in found}, over_with_ctrl_c()):
+            _print(line or "… more came at once than are shown")
+            sys.stdout.flush()
     return 0
+
+
+def over_with_ctrl_c() -> threading.Event:
+    """Set by Ctrl-C; a second one ends the process. As an exception it is lost where DuckDB or a finalizer runs."""
+    is_over = threading.Event()
+
+    def end(_signal: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        is_over.set()
+
+    signal.signal(signal.SIGINT, end)
+    return is_over
 
 
 def log_stats(options: Options) -> int:
     place, window, of = _asked(options)
     with opened(place, window, of) as records:
         found = stats.stats_of(records, window, of_all_models=of == Which())
-    _print(stats.text_of(found, window, f"the last {options.window} in {place.url}"), stats.size_of(place))
+    _print(stats.text_of(found, window, f"the last {options.window} in {_named(place)}"))
+    if not place.is_remote:
+        _print(stats.size_of(place))
     return 0
 
 
@@ -126,7 +146,12 @@ def _asked(options: Options) -> tuple[Place, Any, Which]:
 
 
 def _say_that_there_is_nothing(options: Options, place: Place) -> None:
-    logger.info("no predictions in the last %s in %s, that match", options.window, place.url)
+    logger.info("no predictions in the last %s in %s, that match", options.window, _named(place))
+
+
+def _named(place: Place) -> str:
+    """An address without a password in it."""
+    return str(place.sink) if place.is_remote else place.url
 
 
 # --- labels

@@ -567,7 +567,7 @@ def test_what_cannot_be_judged_is_a_sentence_and_an_exit_code(
         (["--window", "1w"], "such as 90m"),
         (["--against", "last-week", "--window", "8d"], "7d at the most"),
         (["--log-url", "null:"], "nothing is kept"),
-        (["--log-url", "s3://a/b"], "only one at file://"),
+        (["--log-url", "ftp://a/b"], "no address of a place"),
     ):
         caplog.clear()
         assert run(models.home, "--log-url", log, *arguments) == 2

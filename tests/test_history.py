@@ -79,6 +79,33 @@ def test_a_place_that_cannot_be_read_is_a_sentence(url: str, sentence: str) -> N
         readable_place(url)
 
 
+@pytest.mark.parametrize("kind", ["s3", pytest.param("postgresql", marks=pytest.mark.needs_program("postgres"))])
+def test_what_is_in_a_bucket_or_a_database_is_read_as_a_folder_is(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    def said_of(url: str) -> list[tuple]:
+        log = opened(url, tmp_path)
+        for put, label in ((predictions([ROW]), "plus"), (predictions([ROW]), "pro"), (predictions([ROW]), None)):
+            log.put(put, 0.001)
+            if label is not None:
+                log.label(Labels(put.ids, [label], [None]))
+        log.put(predictions(model="others:1"), 0.001)
+        log.reject("/predict", [Violation(0, "age", "kind", "a number", "old")], MODEL)
+        log.close()
+        of = Which(*MODEL.split(":"))
+        with records_of(readable_place(url), last(timedelta(hours=1)), of) as records:
+            joined = records.rows(
+                'SELECT model, label, "feature:income", "feature:city", true_label, is_correct FROM joined '
+                "ORDER BY true_label"
+            )
+            return [*joined, *records.rows("SELECT feature, rule, count FROM rejections")]
+
+    elsewhere = said_of(request.getfixturevalue(kind).url(tmp_path / "spool"))
+
+    assert len(elsewhere) == 4
+    assert elsewhere == said_of((tmp_path / "folder").as_uri())
+
+
 # --- predictions and labels
 
 

@@ -250,7 +250,7 @@ BROKEN: dict[str, tuple[Callable[[pd.DataFrame], pd.DataFrame], list[str]]] = {
             lambda table: table.assign(**{"feature:age": pd.array([None] * len(table), dtype="Int64")}),
         ),
         [
-            "income: no current row has a value; kl in training bins 2.",
+            "income: no current row has a value; kl in training bins ",
             "city: no current row has a value",
             "age: no current row has a value",
         ],

@@ -178,6 +178,7 @@ def test_every_way_of_asking_is_kept_and_what_is_refused_is_counted(models: Trai
         of_bento = client.post("/bento/predict", json={"rows": [CUSTOMER] * 2}).json()
         refused = client.post("/predict", json={"features": {**CUSTOMER, "age": "old", "mine": 1}})
         assert refused.status_code == 422
+        assert client.post("/bento/predict", json={"rows": [{**CUSTOMER, "age": "old"}]}).status_code == 400
 
     by_id = {record["prediction_id"]: record for record in records(url)}
     said = [one, *many["predictions"], *of_bento]
@@ -191,7 +192,11 @@ def test_every_way_of_asking_is_kept_and_what_is_refused_is_counted(models: Trai
         for name, value in CUSTOMER.items():
             assert record[f"feature:{name}"] == value
     rejected = {(record["route"], record["feature"], record["rule"]) for record in records(url, "rejections")}
-    assert rejected == {("/predict", "age", "kind"), ("/predict", None, "unknown_name")}
+    assert rejected == {
+        ("/predict", "age", "kind"),
+        ("/predict", None, "unknown_name"),
+        ("/bento/predict", "age", "kind"),
+    }
 
 
 @pytest.mark.parametrize(

@@ -522,7 +522,7 @@ def test_a_version_that_the_store_does_not_have_is_left_out_and_said(
         (("--window", "soon"), "a window is minutes, hours or days"),
         (("--mature", "0"), "a window is minutes, hours or days"),
         (("--log-url", "null:"), "nothing is kept"),
-        (("--log-url", "s3://bucket/x"), "is not read by the monitoring"),
+        (("--log-url", "ftp://a/b"), "no address of a place"),
     ],
 )
 def test_a_question_that_cannot_be_answered_is_a_sentence_and_exit_code_2(

@@ -37,7 +37,7 @@ def look(place: Place, window: Window, of: Which, kind: str, judge: Callable[[Mo
         BadQuestionError: where DuckDB is missing.
         UnreadableError: where the log cannot be read, or is not there: a mistyped address looks like no traffic.
     """
-    if not place.folder.is_dir():
+    if not place.is_remote and not place.folder.is_dir():
         raise UnreadableError(f"there is no prediction log at {place.url}: a service makes it when it starts")
     results: list[Result] = []
     failed: list[str] = []

@@ -1,4 +1,7 @@
-"""The records of a local folder, asked by DuckDB: Parquet files where they lie, open segments in memory.
+"""The records of a place, asked by DuckDB: Parquet files where they lie, open segments in memory.
+
+What is in a bucket or a database is copied to files first, of the days that are asked for: DuckDB reads either only
+with extensions that it would download.
 
 DuckDB reads the columns that a question names, of the files whose folder can matter, and little more at a time than
 its threads need; what it cannot keep in memory while it joins it puts into a temporary folder.
@@ -55,18 +58,21 @@ FROM predictions LEFT JOIN latest USING (prediction_id)
 
 @contextlib.contextmanager
 def opened_files(place: Place, window: Window, of: Which) -> Iterator[Records]:
-    """The records of a local folder, as they are now.
+    """The records of a place, as they are now.
 
     Raises:
+        OSError: where a bucket or a database cannot be read.
         UnreadableError: where files are there and DuckDB cannot read them.
     """
     first_day, last_day = window.since.date(), window.until.date()
-    # Labels first: what came between the two looks is then a prediction without its label, and no label without one.
-    # A label comes after its prediction, so those of earlier days can be none of this window's.
-    labels = read(place, LABELS, since=first_day)
-    predictions = _of(read(place, PREDICTIONS, since=first_day, until=last_day), of)
-    rejections = _of(read(place, REJECTIONS, since=first_day, until=last_day), of)
     with tempfile.TemporaryDirectory(prefix="tabserve-join-") as spill, duckdb.connect() as connection:
+        # Labels first: what came between the two looks is then a prediction without its label, and no label without
+        # one. A label comes after its prediction, so those of earlier days can be none of this window's.
+        labels = _here(read(place, LABELS, since=first_day), Path(spill) / LABELS)
+        predictions, rejections = (
+            _of(_here(read(place, table, since=first_day, until=last_day), Path(spill) / table), of)
+            for table in (PREDICTIONS, REJECTIONS)
+        )
         for setting, value in (("TimeZone", "UTC"), ("memory_limit", MEMORY), ("temp_directory", spill)):
             connection.execute(f"SET {setting} = {_text(value)}")
         connection.execute("SET preserve_insertion_order = false")  # an order costs memory; who wants one asks for it
@@ -140,12 +146,26 @@ class Files:
         self.connection.execute(f"CREATE VIEW {table} AS SELECT *{more} FROM ({everything}) WHERE {condition}")
 
 
+def _here(snapshot: Snapshot, folder: Path) -> Snapshot:
+    """With what is elsewhere copied to files of a folder, a piece at a time."""
+    files = list(snapshot.files)
+    folder.mkdir()
+    for number, table in enumerate(snapshot.elsewhere.tables()):
+        files.append(folder / f"{number}.parquet")
+        pq.write_table(table, files[-1])
+    return Snapshot(tuple(files), snapshot.open)
+
+
 def _of(snapshot: Snapshot, of: Which) -> Snapshot:
-    """Without the files of other models: their folder says whose they are."""
+    """Without the files of other models, where their folder says whose they are."""
     wanted = [
         f"{key}={quote(value, safe='')}" for key, value in (("model", of.model), ("version", of.version)) if value
     ]
-    files = tuple(path for path in snapshot.files if set(wanted) <= set(path.parts[-4:]))
+    files = tuple(
+        path
+        for path in snapshot.files
+        if not path.parent.name.startswith("date=") or set(wanted) <= set(path.parts[-4:])
+    )
     return Snapshot(files, snapshot.open)
 
 

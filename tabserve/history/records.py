@@ -13,13 +13,12 @@ models of the window have them, null in the rows of a model that does not. Rows 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 
 from tabserve.history.window import BadQuestionError, Which, Window
 from tabserve.prediction_log import CannotKeepError
-from tabserve.prediction_log.places import FolderSink, Place, place_of
+from tabserve.prediction_log.places import Place, place_of
 
 ROWS_AT_ONCE = 32_768  # of an answer in memory
 
@@ -62,11 +61,6 @@ def readable_place(url: str) -> Place:
         raise BadQuestionError(str(error)) from error
     if place is None:
         raise BadQuestionError("nothing is kept: the address of the prediction log is null:")
-    if not isinstance(place.sink, FolderSink):
-        raise BadQuestionError(
-            f"a prediction log at {urlsplit(url).scheme}:// is not read by these commands, only one at file://; "
-            "docs/operations.md has the same questions for where it is"
-        )
     return place
 
 

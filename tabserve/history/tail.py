@@ -1,6 +1,6 @@
 """The newest predictions, as lines that a person can read."""
 
-import time
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -62,14 +62,14 @@ def newest(records: Records, n_lines: int) -> list[Line]:
     return [Line(*columns) for columns in reversed(found)]  # type: ignore[arg-type]
 
 
-def follow(place: Place, of: Which, shown: set[str]) -> Iterator[Line | None]:
-    """Predictions as they come, until nobody asks any more; None where there were more at once than are shown.
+def follow(place: Place, of: Which, shown: set[str], is_over: threading.Event) -> Iterator[Line | None]:
+    """Predictions as they come, until it is over; None where there were more at once than are shown.
 
     Args:
         shown: the ids of the newest `AT_ONE_LOOK` that were there before. What is not among them later is new, or was
             written late.
     """
-    while True:
+    while not is_over.is_set():
         now = datetime.now(UTC)
         with opened(place, Window(now - LOOKED_BACK, now), of) as records:
             found = newest(records, AT_ONE_LOOK)
@@ -78,7 +78,7 @@ def follow(place: Place, of: Which, shown: set[str]) -> Iterator[Line | None]:
             yield None
         yield from new
         shown = {line.prediction_id for line in found}
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+        is_over.wait(SECONDS_BETWEEN_LOOKS)
 
 
 def _in_columns(*texts: str) -> str:
