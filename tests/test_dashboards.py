@@ -386,6 +386,24 @@ def test_every_query_of_every_panel_has_data(prometheus: Prometheus) -> None:
         raise AssertionError("\n".join(said)) from None
 
 
+# Counters with a label are there from their first count on; these wait for a fault, or for a second window.
+ONLY_AFTER_A_FAULT = {"tabserve_prediction_log_dropped_rows_total"}
+
+
+@pytest.mark.needs_program("prometheus")
+def test_every_metric_of_a_rule_is_in_what_a_real_prometheus_scraped(prometheus: Prometheus) -> None:
+    rules = yaml.safe_load((ROOT / "monitoring/alerts/rules.yaml").read_text())
+    named = {
+        name
+        for group in rules["groups"]
+        for rule in group["rules"]
+        for name in re.findall(r"\btabserve_\w+", re.sub(r'"[^"]*"', "", rule["expr"]))
+    }
+
+    assert len(named) > 20
+    assert named - prometheus.names() <= ONLY_AFTER_A_FAULT
+
+
 @pytest.mark.needs_program("prometheus")
 def test_a_legend_names_labels_that_the_series_have_and_tells_them_apart(prometheus: Prometheus) -> None:
     for name, title, target in TARGETS:

@@ -39,15 +39,16 @@ PLOTS = models.ROOT / "docs" / "benchmarks"
 
 
 @contextlib.contextmanager
-def started(folder: Path, names: Collection[str]) -> Iterator[dict[tuple[bool, str], Running]]:
+def started(folder: Path, names: Collection[str], *, with_forest: bool) -> Iterator[dict[tuple[bool, str], Running]]:
     """The candidates of these names, each with a process tree of its own, on the core of the servers."""
-    say("training the two models")
+    say("training the models")
     built_in = models.train(folder / "built-in")
     models.save_for_quickstart(built_in)
-    forest = models.train(
-        folder / "forest", "--estimator", "loadtest.benchmark.models:forest", "--engine", "scikit-learn"
-    )
-    wanted = [(False, built_in, one) for one in candidates.ALL] + [(True, forest, one) for one in FOREST.candidates]
+    wanted = [(False, built_in, one) for one in candidates.ALL]
+    if with_forest:
+        options = ("--estimator", "loadtest.benchmark.models:forest", "--engine", "scikit-learn")
+        forest = models.train(folder / "forest", *options)
+        wanted += [(True, forest, one) for one in FOREST.candidates]
     with contextlib.ExitStack() as stack:
         found = {}
         for is_forest, model, candidate in wanted:
@@ -126,7 +127,9 @@ def main() -> int:
     results: list[Result] = []
     overloads: list[Overload] = []
     fair: list[Fairness] = []
-    with tempfile.TemporaryDirectory(prefix="tabserve-benchmark-") as folder, started(Path(folder), names) as servers:
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tabserve-benchmark-")))
+        servers = stack.enter_context(started(folder, names, with_forest=FOREST in points))
         for result in measured_rounds(servers, points, rounds=arguments.rounds, seconds=arguments.seconds):
             results.append(result)
             say(result)
