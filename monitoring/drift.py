@@ -12,7 +12,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +23,7 @@ from monitoring.metrics import push
 from monitoring.models import MonitoredModel
 from monitoring.reports.keeping import WEEK, keep
 from monitoring.results import DriftColumn, DriftResult, DriftWindow
-from monitoring.verdict import ENOUGH_ROWS, Binned, Level, compare, confirmed
+from monitoring.verdict import ENOUGH_ROWS, LEVELS, Binned, compare, confirmed
 from monitoring.windows import Watched, WindowCounts, count, schema_of, watched_columns
 from tabserve.history.records import opened
 from tabserve.history.window import BadQuestionError, Which, Window, last, length_of, which
@@ -32,7 +32,6 @@ from tabserve.prediction_log.places import Place
 logger = logging.getLogger("monitoring.drift")
 
 Against = Literal["training", "last-week"]
-LEVELS: tuple[Level, ...] = ("too few rows", "quiet", "warning", "alarm")  # the worst last
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,13 +68,13 @@ def parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> int:
     window, of = last(length_of(options.window)), which(options.model)
-    _check(window, options.against)
+    check_window(window.until - window.since, options.against)
     place = models.log_place(options.log_url)
     versions = models.versions_in(place, window, of)
     if not versions:
         if of.model is not None:
             models.load(of.model, of.version)  # where nobody knows it, that is what there is to say
-        say(f"too few rows to say: no prediction{_of(of)} in the last {options.window} in {place.url}")
+        say(f"too few rows to say: no prediction{_of(of)} in the last {options.window} in {place.name}")
         return TOO_FEW
     results, has_failed = [], False
     for model in models.known(versions):
@@ -93,8 +92,9 @@ def _of(of: Which) -> str:
     return "" if of.model is None else f" of {of.model}{'' if of.version is None else f':{of.version}'}"
 
 
-def _check(window: Window, against: Against) -> None:
-    if against == "last-week" and window.seconds > WEEK.total_seconds():
+def check_window(length: timedelta, against: Against) -> None:
+    """Raises BadQuestionError where a window would be held against itself."""
+    if against == "last-week" and length > WEEK:
         raise BadQuestionError("against last-week a window is 7d at the most, else it would be held against itself")
 
 
@@ -105,10 +105,10 @@ def find_drift(place: Place, model: MonitoredModel, window: Window, against: Aga
     earlier, in the same bins. An alarm needs both windows; nothing is remembered between two runs.
 
     Raises:
-        BadQuestionError: where DuckDB is missing, or the window is longer than what it is held against is old.
+        BadQuestionError: where DuckDB is missing, or, against last week, the window is longer than that.
         UnreadableError: where the log cannot be read.
     """
-    _check(window, against)
+    check_window(window.until - window.since, against)
     of = Which(model.name, model.version)
     length = window.until - window.since
     both = Window(window.since - length, window.until)

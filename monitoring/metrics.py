@@ -6,6 +6,7 @@ The registry holds what the results say and nothing else: a model version that i
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from http.client import HTTPException
 from typing import Literal
 from urllib.error import HTTPError
 
@@ -59,7 +60,7 @@ def registry_of(results: Sequence[Result]) -> CollectorRegistry:
 
 
 def push(results: Sequence[Result], url: str) -> None:
-    """Replaces what a Pushgateway has of the models of the results: drift by drift, and quality by quality.
+    """Replaces what a Pushgateway has of each model in the results, all its versions, of that kind.
 
     Raises:
         NotPushedError: where it cannot be reached, or refuses them.
@@ -75,7 +76,7 @@ def push(results: Sequence[Result], url: str) -> None:
             raise NotPushedError(
                 f"the Pushgateway at {url} refused the metrics: {error.code} {error.reason}"
             ) from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HTTPException) as error:
             why = getattr(error, "reason", None) or error
             raise NotPushedError(f"the Pushgateway at {url} cannot be reached: {why}") from error
 

@@ -69,7 +69,7 @@ def _run(options: argparse.Namespace) -> int:
     if not versions:
         if of.model is not None:
             load(of.model, of.version)  # where nobody knows it, that is what there is to say
-        say(f"too few labels to say: no predictions in {options.window} up to {until:%F %H:%M} UTC in {place.url}")
+        say(f"too few labels to say: no predictions in {options.window} up to {until:%F %H:%M} UTC in {place.name}")
         return TOO_FEW
     models = list(known(versions))
     found = []

@@ -1,13 +1,14 @@
 """When a number is an alarm: enough rows, an effect that matters, more than chance, and two windows running."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 
 from monitoring.divergence import kl, kl_by_chance, psi, psi_by_chance
 
 Level = Literal["too few rows", "quiet", "warning", "alarm"]
+LEVELS: tuple[Level, ...] = get_args(Level)  # the worst last
 
 ENOUGH_ROWS = 500
 ENOUGH_LABELS = 300

@@ -26,6 +26,7 @@ from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 from monitoring.commands import ERROR, FAULTS, say
+from monitoring.drift import check_window
 from monitoring.models import log_place
 from monitoring.reports.index import write_index
 from monitoring.watching.newest import Newest
@@ -41,7 +42,7 @@ from tabserve.history.window import BadQuestionError, which
 
 logger = logging.getLogger("monitoring.watch")
 
-HANGS_AFTER_SECONDS = 600.0  # a round over ten million rows takes one
+HANGS_AFTER_SECONDS = 600.0  # drift of ten million rows takes 23
 MOST_RUNS_A_WINDOW = 400  # drift is called for after a window of runs in alarm, and of so many the last are read
 LOCK_FILE = ".watch.lock"
 
@@ -75,7 +76,7 @@ def _run(options: argparse.Namespace) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, _: ended.put(number))
         threading.Thread(target=listening.serve_forever, name="pages", daemon=True).start()
-        say(f"watching {asked.place.url} every {options.every}, kept in {directory}: {_address(listening)}")
+        say(f"watching {asked.place.name} every {options.every}, kept in {directory}: {_address(listening)}")
         threading.Thread(target=loop.run, name="schedule", daemon=True).start()
         logger.info("ended by %s", signal.Signals(ended.get()).name)
         loop.stop.set()
@@ -117,8 +118,7 @@ class Loop:
 
 
 def _asked(options: argparse.Namespace) -> Asked:
-    if options.against == "last-week" and step_of(options.window) > timedelta(days=7):
-        raise BadQuestionError("against last-week a window is 7d at the most, else it would be held against itself")
+    check_window(step_of(options.window), options.against)
     if step_of(options.window) / step_of(options.every) > MOST_RUNS_A_WINDOW:
         raise BadQuestionError(
             f"--every {options.every} looks more than {MOST_RUNS_A_WINDOW} times at the rows of a --window of "

@@ -19,6 +19,7 @@ from test_prediction_log_service import two_workers
 from uuid_utils import uuid7
 
 from tabserve import cli
+from tabserve.commands import labels as labels_command
 from tabserve.history.label_file import NAMED_FAULTS
 
 
@@ -219,7 +220,7 @@ def test_a_file_that_is_none_of_labels_is_refused_with_a_sentence(
     if content is not None:
         file.write_bytes(content)
     contract = models.load(CUSTOMERS).contract
-    monkeypatch.setattr(cli, "_contract", lambda _wanted: contract)
+    monkeypatch.setattr(labels_command, "_contract", lambda _wanted: contract)
 
     assert cli.main(["labels", "import", str(file), "--log-url", (tmp_path / "place").as_uri()]) == 2
     assert sentence in caplog.text

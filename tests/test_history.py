@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import quote
 
 import duckdb
 import numpy as np
@@ -18,6 +19,7 @@ from conftest import ROOT, wait_for
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prediction_log_parts import CONTRACT, MODEL, ROW, opened, predictions, wait_for_ids
+from stores import PASSWORD
 from uuid_utils import uuid7
 
 from tabserve.contract import Contract, Feature
@@ -100,7 +102,10 @@ def test_what_is_in_a_bucket_or_a_database_is_read_as_a_folder_is(
             )
             return [*joined, *records.rows("SELECT feature, rule, count FROM rejections")]
 
-    elsewhere = said_of(request.getfixturevalue(kind).url(tmp_path / "spool"))
+    url = request.getfixturevalue(kind).url(tmp_path / "spool")
+    assert PASSWORD not in readable_place(url).name
+    assert quote(PASSWORD, safe="") not in readable_place(url).name
+    elsewhere = said_of(url)
 
     assert len(elsewhere) == 4
     assert elsewhere == said_of((tmp_path / "folder").as_uri())

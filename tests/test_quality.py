@@ -208,9 +208,10 @@ def test_a_group_that_got_worse_alarms_and_is_the_first_of_its_lines(
     worse = is_oslo & (np.random.default_rng(0).random(N_ROWS) < 0.6)
     labels = np.where(worse, [wrong(said) for said in log.said], log.said)
     write_labels(log.folder, log.ids, labels.tolist())
-    assert log.run("--by", "city", "--by", "age") == 1
+    assert log.run("--by", "city", "--by", "age", "--by", "feature:city") == 1  # the same, by its other name
     lines = capsys.readouterr().out.splitlines()
     assert "city = Oslo: accuracy" in lines[0]
+    assert len([line for line in lines if line.startswith("by city")]) == 1
     first = lines[next(place for place, line in enumerate(lines) if line.startswith("by city")) + 1]
     assert first.startswith("Oslo")
     assert first.endswith("ALARM")

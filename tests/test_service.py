@@ -103,7 +103,8 @@ def test_plain_bentoml_serve_without_configuration_serves_the_newest_model(
         assert response.status_code == 200
         assert "x-bentoml-request-id" not in response.headers
         assert "bentoml_service_request" not in client.get("/metrics").text
-        assert "/bento/predict" not in service.log
+        # Of successes a hundredth has a line of ours, by chance; BentoML's own access log would have one of each.
+        assert not [line for line in service.log.splitlines() if "/bento/predict" in line and not line.startswith("{")]
 
 
 def test_the_champion_of_the_rollout_file_is_served(models: TrainedModels, tmp_path: Path) -> None:

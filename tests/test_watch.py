@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -27,9 +28,11 @@ from tables import customers
 from test_quality import coded, write_labels
 
 from monitoring import watch
+from monitoring.metrics import NotPushedError, push
 from monitoring.reports import process as report_process
-from monitoring.reports.keeping import tidy
+from monitoring.reports.keeping import keep_result, tidy
 from monitoring.reports.process import ReportMaker
+from monitoring.reports.runs import read_runs
 from monitoring.results import DriftResult
 from monitoring.watching import webhook
 from monitoring.watching.newest import Newest
@@ -271,6 +274,25 @@ def test_a_webhook_that_is_away_is_a_failure_and_what_is_no_address_is_refused()
             webhook_of(url)
 
 
+def test_what_answers_but_does_not_speak_http_is_a_failure_like_any_other(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+        def greet() -> None:
+            with contextlib.suppress(OSError):  # the test is over
+                while True:
+                    connection, _ = listening.accept()
+                    with connection:
+                        connection.recv(4096)
+                        connection.sendall(b"SSH-2.0-other\r\n")
+
+        threading.Thread(target=greet, daemon=True).start()
+        with pytest.raises(WebhookFailedError, match=f"{webhook.ATTEMPTS} attempts, the last: SSH-2.0"):
+            Webhook(address, first_pause_seconds=0.01).post({}, "", threading.Event())
+        with pytest.raises(NotPushedError, match="cannot be reached: SSH-2.0"):
+            push([drift_of(OLDER[0.0], FIRST)], address)
+
+
 def calls_of(directory: Path) -> list[list[tuple[str, str, str]]]:
     return [[(c.what, c.outcome, c.said) for c in one.calls] for one in read_triggers(directory, "plans")]
 
@@ -491,6 +513,36 @@ def site(models: TrainedModels, tmp_path: Path) -> Iterator[Site]:
         yield Site(models, tmp_path)
 
 
+def test_a_run_kept_by_hand_of_a_later_window_is_not_what_the_trigger_goes_by(site: Site) -> None:
+    for hours_ago in range(4, 0, -1):
+        site.write(site.today - hours_ago * HOUR, HOUR, is_shifted=True)
+    site.rounds(Retrainer(site.kept, None, None)).run(site.today - HOUR)
+    (result,) = [run.result for run in read_runs(site.kept).runs if isinstance(run.result, DriftResult)]
+    window = result.windows[-1].model_copy(update={"since": site.today, "until": site.today + HOUR})
+    quiet = [column.model_copy(update={"level": "quiet"}) for column in result.columns]
+    by_hand = result.model_copy(update={"windows": (window, window), "columns": tuple(quiet), "level": "quiet"})
+    keep_result(by_hand, site.kept)
+    site.rounds(Retrainer(site.kept, None, None)).run(site.today)
+    (only,) = read_triggers(site.kept, site.model)
+    assert only.causes == ("drift",)
+
+
+def test_what_fails_for_one_model_stops_the_trigger_of_no_other(site: Site) -> None:
+    for hours_ago in (1, 2, 3):
+        site.write(site.today - hours_ago * HOUR, HOUR)
+    rules = Rules(oldest_days=1, new_labels=0)
+    rounds = site.rounds(Retrainer(site.kept, None, None), rules)
+    damaged = site.kept / "damaged" / "retraining.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("[{")
+    known = [(name, "1.0.0-abcdef", site.today - DAY) for name in ("damaged", site.model)]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("monitoring.watching.rounds._trained_last", lambda _: iter(known))
+        rounds.run(site.today)
+    assert read_triggers(site.kept, site.model)[0].causes == ("age",)
+    assert shown(site.newest)["tabserve_monitor_failures_total", "retraining"] == 1
+
+
 def test_drift_that_lasts_is_called_for_once_and_never_again_after_a_restart(site: Site, tmp_path: Path) -> None:
     for hours_ago in range(6, 0, -1):
         site.write(site.today - hours_ago * HOUR, HOUR, is_shifted=True)
@@ -523,8 +575,9 @@ def test_a_folder_that_cannot_be_written_hides_no_number(site: Site, caplog: pyt
     site.kept.write_text("a file")
     site.rounds(Retrainer(site.kept, None, None)).run(site.today)
     assert shown(site.newest)["tabserve_drift_window_rows", *site.tag.split(":")] == len(site.rows)
-    assert shown(site.newest)["tabserve_monitor_failures_total", "reports"] == 2
-    assert "keeping the results failed: " in caplog.text
+    assert shown(site.newest)["tabserve_monitor_failures_total", "reports"] == 4  # each result, and the index twice
+    assert "keeping the drift of " in caplog.text
+    assert "keeping the quality of " in caplog.text
 
 
 def test_reports_are_made_by_another_process_after_the_numbers_are_there(

@@ -15,14 +15,12 @@ from monitoring.live.segments import SegmentColumn
 from monitoring.live.verdict import Finding, estimate_holds, judge, worse_than_others
 from monitoring.models import MonitoredModel
 from monitoring.results import QualityMetric, QualityResult, QualitySegment
-from monitoring.verdict import ENOUGH_LABELS, Level
+from monitoring.verdict import ENOUGH_LABELS, LEVELS, Level
 from tabserve import model_store
 from tabserve.contract import Contract
 from tabserve.history.records import opened
 from tabserve.history.window import Which, Window
 from tabserve.prediction_log.places import Place
-
-_RANK: dict[Level, int] = {"alarm": 0, "warning": 1, "quiet": 2, "too few rows": 3}
 
 
 @dataclass(frozen=True)
@@ -79,6 +77,7 @@ def find_quality(place: Place, model: MonitoredModel, window: Window, by: Sequen
         ModelRefusedError: where the store does not have the model any more.
         UnreadableError: where the log, or the model's reference sample, cannot be read.
     """
+    by = tuple(dict.fromkeys(by))  # a column may have been asked for by both its names
     contract = model.contract
     metadata = model_store.read_metadata(model_store.find(model.tag))
     with opened(place, window, Which(model.name, model.version)) as records:
@@ -128,7 +127,7 @@ def find_quality(place: Place, model: MonitoredModel, window: Window, by: Sequen
 
 def _level(segments: Sequence[QualitySegment]) -> Level:
     """The worst; parts of rows that are too few together are too few as well."""
-    return min((segment.level for segment in segments), key=_RANK.__getitem__)
+    return max((segment.level for segment in segments), key=LEVELS.index)
 
 
 def _n_judged(counts_of_parts: Sequence[Mapping[str, Counts]]) -> int:
@@ -172,7 +171,7 @@ def _segments(
             finding = worse_than_others(average, others.decides, part.n_labels, n_judged=n_judged) or finding
         baselines = {"mae" if is_regression else "accuracy": known.value} if known else {}
         badness = average.value if is_regression else -average.value
-        found.append((_RANK[finding.level], -badness, _segment(part, column, name, finding, baselines)))
+        found.append((-LEVELS.index(finding.level), -badness, _segment(part, column, name, finding, baselines)))
     return [segment for *_, segment in sorted(found, key=lambda entry: entry[:2])]
 
 

@@ -1,4 +1,4 @@
-"""Evidently's reports of a run, made in a process of their own: `python -m monitoring.reports.process FOLDER URL`.
+"""Evidently's reports of a run, made in a process of their own: `python -m monitoring.reports.process FOLDER`.
 
 They take up to 18 s and 480 MB, which a process does not give back; and what hangs or crashes there harms nobody.
 """
@@ -78,12 +78,13 @@ class ReportMaker:
                     logger.error("the reports of %s failed: %s", folder, error)
 
     def _make(self, folder: Path) -> None:
-        command = [sys.executable, "-m", "monitoring.reports.process", str(folder), self._log_url]
+        command = [sys.executable, "-m", "monitoring.reports.process", str(folder)]
         with self._changed:
             if self._is_stopped:
                 return
             self._running = subprocess.Popen(  # noqa: S603  # ourselves
                 command,
+                env={**os.environ, "TABSERVE_LOG_URL": self._log_url},  # what a command is told, everybody can read
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -108,12 +109,12 @@ def _end(process: "subprocess.Popen[str]") -> None:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def main(folder: Path, log_url: str) -> int:
+def main(folder: Path) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     os.nice(NICENESS)
     try:
         result = read_result(folder)
-        write_reports(log_place(log_url), load(result.model, result.version), result, folder)
+        write_reports(log_place(None), load(result.model, result.version), result, folder)
     except (*FAULTS, ValueError) as error:
         logger.error("%s", error)
         return ERROR
@@ -121,4 +122,4 @@ def main(folder: Path, log_url: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))
+    sys.exit(main(Path(sys.argv[1])))

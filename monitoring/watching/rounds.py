@@ -120,23 +120,27 @@ class Rounds:
         )
 
     def _keep(self, results: Sequence[Result]) -> None:
-        try:
-            for result in results:
-                say(f"{span(result)[1]:%F %T} {_kind(result)} {result.model}:{result.version}: {headline(result)}")
+        for result in results:
+            say(f"{span(result)[1]:%F %T} {_kind(result)} {result.model}:{result.version}: {headline(result)}")
+            try:
                 folder = keep_result(result, self._directory)
                 if self.reports is not None:
                     self.reports.make(folder)
+            except Exception as error:  # noqa: BLE001  # as above, and the others are kept
+                self._newest.failed("reports")
+                say_failure(f"keeping the {_kind(result)} of {result.model}:{result.version}", error)
+        try:
             self.tidy()
         except Exception as error:  # noqa: BLE001  # as above
             self._newest.failed("reports")
-            say_failure("keeping the results", error)
+            say_failure("the index page", error)
 
     def _retrain(self, turn: datetime) -> None:
         current = self._newest.results()
         kept = [run.result for run in read_runs(self._directory).runs]
         due: dict[tuple[str, str], Sequence[str]] = {}
-        try:
-            for model, version, trained_at in _trained_last(current):
+        for model, version, trained_at in _trained_last(current):
+            try:
                 facts = self._facts(model, version, trained_at=trained_at, turn=turn, kept=kept, current=current)
                 due[model, version] = tuple(standing(facts, self._rules))
                 decision = decide(facts, self._rules, read_triggers(self._directory, model))
@@ -152,8 +156,10 @@ class Rounds:
                     )
                     self._retrainer.take(trigger)
                     say(f"{turn:%F %T} retraining of {model}:{version} is due: {'; '.join(decision.reasons)}")
-        finally:
-            self._newest.due(due)
+            except Exception as error:  # noqa: BLE001  # whatever it is, the other models are judged
+                self._newest.failed("retraining")
+                say_failure(f"the trigger to retrain {model}", error)
+        self._newest.due(due)
 
     def _facts(
         self,
@@ -166,11 +172,17 @@ class Rounds:
         current: Sequence[Result],
     ) -> Facts:
         now = datetime.now(UTC)
-        of_version = [r for r in (*kept, *current) if (r.model, r.version) == (model, version)]
+        # A history without a current result is that of another day and says nothing of now; nor does one that somebody
+        # kept by hand, of a window that ends later than ours.
+        ends = {type(r): span(r)[1] for r in current if (r.model, r.version) == (model, version)}
+        of_version = [
+            r
+            for r in (*kept, *current)
+            if (r.model, r.version) == (model, version) and type(r) in ends and span(r)[1] <= ends[type(r)]
+        ]
         # By the end of the window: what is current was kept as well, if it could be.
         drift = {span(r)[1]: r for r in of_version if isinstance(r, DriftResult)}
         quality = {span(r)[1]: r for r in of_version if isinstance(r, QualityResult)}
-        kinds = {type(r) for r in current if (r.model, r.version) == (model, version)}
         labels = 0
         if self._rules.new_labels:
             labels = count_new_labels(self._asked.place, model, trained_at, now, self._rules.new_labels)
@@ -180,9 +192,8 @@ class Rounds:
             now=now,
             turn=turn,
             trained_at=trained_at,
-            # A history without a current result is that of another day, and says nothing of now.
-            drift=[drift[until] for until in sorted(drift)] if DriftResult in kinds else (),
-            quality=[quality[until] for until in sorted(quality)] if QualityResult in kinds else (),
+            drift=[drift[until] for until in sorted(drift)],
+            quality=[quality[until] for until in sorted(quality)],
             new_labels=labels,
         )
 

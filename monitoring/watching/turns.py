@@ -38,7 +38,7 @@ def look(place: Place, window: Window, of: Which, kind: str, judge: Callable[[Mo
         UnreadableError: where the log cannot be read, or is not there: a mistyped address looks like no traffic.
     """
     if not place.is_remote and not place.folder.is_dir():
-        raise UnreadableError(f"there is no prediction log at {place.url}: a service makes it when it starts")
+        raise UnreadableError(f"there is no prediction log at {place.name}: a service makes it when it starts")
     results: list[Result] = []
     failed: list[str] = []
     for version in versions_in(place, window, of):

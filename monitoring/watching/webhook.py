@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
@@ -55,7 +56,7 @@ class Webhook:
                 why = f"HTTP {error.code}"
                 if error.code < 500 and error.code not in LATER:
                     raise WebhookFailedError(f"{why}, which another attempt would not change") from error
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, HTTPException) as error:
                 why = str(getattr(error, "reason", None) or error or type(error).__name__)
         raise WebhookFailedError(f"{ATTEMPTS} attempts, the last: {why}")
 

@@ -80,6 +80,11 @@ class Place:
     roll_seconds: float = 60.0
 
     @property
+    def name(self) -> str:
+        """What may be shown: the address where it is a folder's, else that without user, password and options."""
+        return str(self.sink) if self.is_remote else self.url
+
+    @property
     def is_remote(self) -> bool:
         """Whether the folder is only a spool."""
         return not isinstance(self.sink, FolderSink)
