@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tabserve import model_store
 from tabserve.answers import outcomes
 from tabserve.asgi import App, Receive, Scope, Send
+from tabserve.audit import NoAuditError, Refusals, audit_log, check_audit_log
 from tabserve.bodies import unwrapped
 from tabserve.contract import MAX_ROWS, Rows
 from tabserve.http_api import BENTOML_API, FrontDoor
@@ -51,6 +52,7 @@ class Worker:
 
     prediction_log: PredictionLog = field(default_factory=NoPredictionLog)
     tracing: "Tracing | None" = None
+    refusals: Refusals | None = None
 
 
 worker = Worker()
@@ -138,12 +140,15 @@ class InFront:
             settings, telemetry = Settings.from_environment(), Telemetry()
             worker.prediction_log = open_prediction_log(settings, model_store.home(), telemetry.of_prediction_log())
             worker.tracing = open_tracing(telemetry)
+            worker.refusals = Refusals(audit_log(settings, model_store.home()), telemetry.of_audit_log())
+            worker.refusals.start()
             front_door = FrontDoor(
                 starlette.middleware_stack,
                 rollout=rollout,
                 settings=settings,
                 telemetry=telemetry,
                 prediction_log=worker.prediction_log,
+                refusals=worker.refusals,
                 trace_batches=worker.tracing.of_batches if worker.tracing else None,
             )
             starlette.middleware_stack = worker.tracing.around(front_door) if worker.tracing else front_door
@@ -186,6 +191,8 @@ def closing(send: Send) -> Send:
     async def send_when_closed(message: MutableMapping[str, Any]) -> None:
         if message["type"].startswith("lifespan.shutdown."):
             await asyncio.to_thread(worker.prediction_log.close)
+            if worker.refusals is not None:
+                await asyncio.to_thread(worker.refusals.close)
             if worker.tracing is not None:
                 await asyncio.to_thread(worker.tracing.close)
         await send(message)
@@ -218,7 +225,8 @@ class Tabserve:
         os.environ["TABSERVE_MODEL"] = model.tag
         try:
             os.environ["TABSERVE_LOG_URL"] = usable_url(Settings.from_environment(), model_store.home())
-        except CannotKeepError as error:
+            check_audit_log(Settings.from_environment(), model_store.home())
+        except (CannotKeepError, NoAuditError) as error:
             sys.exit(f"tabserve does not start: {error}")
         # Where scikit-learn serves: processes scale, threads of one batch would fight for the cores of the others.
         os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -32,6 +32,7 @@ from tabserve.asgi import (
     send_answer,
     still_connected,
 )
+from tabserve.audit import Refusals
 from tabserve.batcher import Batcher, CallerGoneError, DeadlineExceededError, Observer, Predict, RefusedError
 from tabserve.bodies import labels_of
 from tabserve.contract import MAX_ROWS
@@ -52,6 +53,9 @@ BENTOML_FILES = "/static_content/"
 
 RETRY_AFTER_SECONDS = 1
 
+# The errors that the audit log has, and what it says of them.
+REFUSED_ACCESS = {401: "not known", 403: "not allowed", 429: "too many requests"}
+
 ROWS_OF_A_TURN = 128  # of an answer are written before the event loop looks at others: 0.2 ms
 INLINE_BYTES = 8192  # of a body that needs a closer look: handing it to a thread takes about as long as looking
 
@@ -67,6 +71,7 @@ class FrontDoor:
     Args:
         app: BentoML's app, which answers what is its own.
         rollout: says which model answers.
+        refusals: records who was refused access.
         trace_batches: puts engine and observer of a batcher, of the model so named, where their batches are recorded.
     """
 
@@ -78,6 +83,7 @@ class FrontDoor:
         settings: Settings,
         telemetry: Telemetry,
         prediction_log: PredictionLog,
+        refusals: Refusals | None = None,
         trace_batches: TraceBatches | None = None,
     ) -> None:
         self._app = app
@@ -85,6 +91,7 @@ class FrontDoor:
         self._settings = settings
         self._telemetry = telemetry
         self._prediction_log = prediction_log
+        self._refusals = refusals
         self._trace_batches = trace_batches
         self._timeout_seconds = settings.request_timeout_ms / 1000
         self._started = time.monotonic()
@@ -344,6 +351,8 @@ class FrontDoor:
                 self._telemetry.value_rejected(violation.rule)
             if error.violations and self._rollout.is_ready:
                 self._prediction_log.reject(route, error.violations, self._rollout.champion().tag)
+            if error.status in REFUSED_ACCESS and self._refusals is not None:
+                self._refusals.refused(_who(scope), route, REFUSED_ACCESS[error.status])
         if self._request_log.wants(route, answer.status):
             champion = self._rollout.champion().tag if self._rollout.is_ready else None
             self._request_log.write(
@@ -381,6 +390,12 @@ def _as_refusal(fault: Exception) -> HttpError | None:
     if isinstance(fault, NotReadyError):
         return HttpError(503, f"Not ready: {fault}.", headers={"retry-after": str(RETRY_AFTER_SECONDS)})
     return fault if isinstance(fault, HttpError) else None
+
+
+def _who(scope: Scope) -> str:
+    """Who asked: the name of a key where one was recognized, else the address."""
+    address: str = (scope.get("client") or ("unknown",))[0]
+    return scope.get("tabserve.who") or address
 
 
 def _milliseconds_since(started: float) -> float:

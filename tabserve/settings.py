@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
@@ -84,6 +84,11 @@ SETTINGS = {
         "100000",
         "How many predictions of a worker may wait to be written; more are dropped, and counted.",
     ),
+    "audit_log": Setting(
+        "TABSERVE_AUDIT_LOG",
+        "",
+        "The file of the audit log, who did what and who was refused; empty for `audit.jsonl` in BentoML's home.",
+    ),
 }
 
 
@@ -119,6 +124,7 @@ class Settings:
     log_retention_days: int = 30
     log_spool_bytes: int = 1073741824
     log_max_queued_rows: int = 100_000
+    audit_log: str | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
@@ -175,7 +181,7 @@ def _level(text: str) -> str:
     return text.upper()
 
 
-_PARSERS = {
+_PARSERS: dict[str, Callable[[str], Any]] = {
     "model": lambda text: text or None,
     "strict_ranges": _boolean,
     "max_body_bytes": _positive_whole_number,
@@ -191,4 +197,5 @@ _PARSERS = {
     "log_retention_days": _positive_whole_number,
     "log_spool_bytes": _positive_whole_number,
     "log_max_queued_rows": _positive_whole_number,
+    "audit_log": lambda text: text or None,
 }

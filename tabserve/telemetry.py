@@ -182,6 +182,10 @@ class Telemetry:
         """What is told about spans."""
         return TracingTelemetry(self._registry)
 
+    def of_audit_log(self) -> "AuditTelemetry":
+        """What the audit log tells."""
+        return AuditTelemetry(self._registry)
+
     def exposition(self) -> bytes:
         """All metrics of all processes, as Prometheus reads them."""
         directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
@@ -311,6 +315,24 @@ class PredictionLogTelemetry:
 
     def spool_holds(self, n_bytes: int) -> None:
         self._spool_bytes.set(n_bytes)
+
+
+class AuditTelemetry:
+    """The metrics of the audit log. A `tabserve.audit.Observer`."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._refusals = Counter("tabserve_audit_refusals", "Refused accesses that were recorded.", registry=registry)
+        self._dropped = Counter(
+            "tabserve_audit_dropped_refusals",
+            "Refused accesses that could not be recorded, because the audit log cannot be written.",
+            registry=registry,
+        )
+
+    def refusals_recorded(self, n_refusals: int) -> None:
+        self._refusals.inc(n_refusals)
+
+    def refusals_dropped(self, n_refusals: int) -> None:
+        self._dropped.inc(n_refusals)
 
 
 class JsonFormatter(logging.Formatter):
