@@ -11,6 +11,8 @@ import sys
 import time
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field, replace
+from itertools import groupby
+from operator import attrgetter
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tabserve import model_store
@@ -23,9 +25,14 @@ from tabserve.http_api import BENTOML_API, FrontDoor
 from tabserve.model_store import ModelRefusedError, StoredModel
 from tabserve.prediction_log import CannotKeepError, NoPredictionLog, PredictionLog, Predictions
 from tabserve.prediction_log.opening import open_prediction_log, usable_url
-from tabserve.rollout import NotReadyError, Rollout, ServedModel, choose_model
+from tabserve.rollout import NotReadyError, Rollout, choose_model
+from tabserve.rollout_follower import Follower
+from tabserve.rollout_state import ROLLOUT_FILE
+from tabserve.served_model import ServedModel
+from tabserve.rollout_telemetry import RolloutTelemetry
 from tabserve.settings import BadSettingError, Settings, wants_tracing
-from tabserve.telemetry import Telemetry, configure_logging, share_metrics
+from tabserve.shadow import Shadow
+from tabserve.telemetry import Telemetry, configure_logging, share_metrics, shared_folder
 from tabserve.validation import InvalidRowsError
 
 import bentoml
@@ -43,6 +50,9 @@ logger = logging.getLogger("tabserve.service")
 # default it is 5 ms, longer than an answer takes.
 SWITCH_SECONDS = 0.0005
 
+# How the parent tells its workers which model it chose where nobody fixed one: they follow the rollout file then.
+MODEL_AT_START = "TABSERVE_MODEL_AT_START"
+
 rollout = Rollout()
 
 
@@ -50,9 +60,11 @@ rollout = Rollout()
 class Worker:
     """What a worker has only once it serves."""
 
+    rollout_counts: RolloutTelemetry | None = None
     prediction_log: PredictionLog = field(default_factory=NoPredictionLog)
     tracing: "Tracing | None" = None
     refusals: Refusals | None = None
+    follower: Follower | None = None
 
 
 worker = Worker()
@@ -65,6 +77,7 @@ class Row(RootModel[list[Any] | dict[str, Any]]):
     """
 
     _values: Any = PrivateAttr()
+    _model: Any = PrivateAttr()
 
     @property
     def values(self) -> Rows:
@@ -72,10 +85,16 @@ class Row(RootModel[list[Any] | dict[str, Any]]):
         values: Rows = self._values
         return values
 
+    @property
+    def model(self) -> ServedModel:
+        """The model by whose contract it was read, which answers it."""
+        model: ServedModel = self._model
+        return model
+
     @model_validator(mode="after")
     def _keeps_the_contract(self) -> "Row":
         try:
-            model = rollout.champion()
+            model = self._model = rollout.champion()
         except NotReadyError as error:
             raise ServiceUnavailable(str(error)) from error
         try:
@@ -138,6 +157,7 @@ class InFront:
         if scope["type"] == "lifespan":  # what Starlette is told once, before any request
             starlette = scope["app"]
             settings, telemetry = Settings.from_environment(), Telemetry()
+            worker.rollout_counts = telemetry.rollout
             worker.prediction_log = open_prediction_log(settings, model_store.home(), telemetry.of_prediction_log())
             worker.tracing = open_tracing(telemetry)
             worker.refusals = Refusals(audit_log(settings, model_store.home()), telemetry.of_audit_log())
@@ -190,6 +210,7 @@ def closing(send: Send) -> Send:
 
     async def send_when_closed(message: MutableMapping[str, Any]) -> None:
         if message["type"].startswith("lifespan.shutdown."):
+            await asyncio.to_thread(stop_following)
             await asyncio.to_thread(worker.prediction_log.close)
             if worker.refusals is not None:
                 await asyncio.to_thread(worker.refusals.close)
@@ -219,10 +240,11 @@ class Tabserve:
     def choose() -> None:  # BentoML calls it on the class
         """Before any worker starts, in their parent: checks the model, and has every worker serve this one."""
         model = chosen_model()
+        is_fixed = Settings.from_environment().model is not None or model_of_bento() is not None
         configure_logging(Settings.from_environment().log_level)
         check_tracing()
         share_metrics()
-        os.environ["TABSERVE_MODEL"] = model.tag
+        os.environ["TABSERVE_MODEL" if is_fixed else MODEL_AT_START] = model.tag
         try:
             os.environ["TABSERVE_LOG_URL"] = usable_url(Settings.from_environment(), model_store.home())
             check_audit_log(Settings.from_environment(), model_store.home())
@@ -247,14 +269,15 @@ class Tabserve:
     def predict(self, rows: Annotated[list[Row], Field(max_length=MAX_ROWS)]) -> list[Prediction]:
         """Answers rows in batches that BentoML merges from its callers."""
         # Total: it never raises, answers each row, and reads no context (which would be another caller's).
-        if not rows:
-            return []
-        model = rollout.champion()
-        try:
-            return predictions_of(model, rows)
-        except Exception:  # whatever it was, the other rows of the batch deserve an answer
-            logger.exception("a batch of BentoML's API failed, its rows are answered one by one")
-            return [predict_alone(model, row) for row in rows]
+        said: list[Prediction] = []
+        for model, of_one in groupby(rows, key=attrgetter("model")):  # while models change there may be two
+            some = list(of_one)
+            try:
+                said += predictions_of(model, some)
+            except Exception:  # whatever it was, the other rows of the batch deserve an answer
+                logger.exception("a batch of BentoML's API failed, its rows are answered one by one")
+                said += [predict_alone(model, row) for row in some]
+        return said
 
 
 Tabserve.add_asgi_middleware(InFront)  # type: ignore[attr-defined]
@@ -263,14 +286,39 @@ Tabserve.add_asgi_middleware(InFront)  # type: ignore[attr-defined]
 def load() -> None:
     """Loads the model that the parent chose and puts it in service; a worker that cannot do that ends."""
     try:
-        settings = Settings.from_environment()
-        rollout.put_in_service(model_store.load(choose_model(settings)), settings)
+        settings, counts = Settings.from_environment(), worker.rollout_counts or Telemetry().rollout
+        if settings.model is None:
+            follow(settings, counts)
+        else:
+            rollout.put_in_service(model_store.load(choose_model(settings)), settings)
+            counts.in_service(rollout.now.models, is_paused=False)
         quiet_collector()
         sys.setswitchinterval(SWITCH_SECONDS)
     except Exception:
         logger.critical("the model cannot be loaded, the worker ends", exc_info=True)
         logging.shutdown()
         os._exit(1)
+
+
+def follow(settings: Settings, counts: RolloutTelemetry) -> None:
+    """Serves what the rollout file says, from now on."""
+    shared = shared_folder()
+    worker.follower = Follower(
+        rollout,
+        model_store.home() / ROLLOUT_FILE,
+        settings=settings,
+        observer=counts,
+        shadow_of=lambda model, share: Shadow(model, share, worker.prediction_log, counts),
+        accepted=shared / ROLLOUT_FILE if shared else None,
+    )
+    worker.follower.begin(otherwise=os.environ.get(MODEL_AT_START) or choose_model(settings).tag)
+
+
+def stop_following() -> None:
+    if worker.follower is not None:
+        worker.follower.close()
+    if rollout.is_ready and rollout.now.shadow is not None:
+        rollout.now.shadow.close()
 
 
 def quiet_collector() -> None:

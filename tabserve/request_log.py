@@ -53,8 +53,8 @@ class RequestLog:
             "route": route,
             "status": answer.status,
             "latency_ms": round(elapsed_seconds * 1000, 3),
-            "model_version": predictions.model_version if predictions else champion,
-            "prediction_ids": predictions.ids if predictions else [],
+            "model_version": " ".join(one.model_version for one in predictions) or champion,
+            "prediction_ids": [its_id for one in predictions for its_id in one.ids],
         }
         if trace_id is not None:
             fields["trace_id"] = trace_id

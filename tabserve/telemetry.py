@@ -25,6 +25,7 @@ from pydantic import ValidationError
 
 from tabserve.batcher import Slice
 from tabserve.resources import ProcessesCollector
+from tabserve.rollout_telemetry import RolloutTelemetry
 
 METRICS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -47,6 +48,12 @@ def share_metrics() -> None:
     directory = tempfile.mkdtemp(prefix="tabserve-metrics-")
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     os.environ[_DIRECTORY] = directory
+
+
+def shared_folder() -> Path | None:
+    """The folder that `share_metrics` gave; what else all workers of a service are to see may be there too."""
+    directory = os.environ.get(_DIRECTORY)
+    return Path(directory) if directory else None
 
 
 class ManyHistogram(Histogram):
@@ -140,6 +147,7 @@ class Telemetry:
         self.ready = Gauge(
             "tabserve_ready", "Whether the service can answer.", registry=registry, multiprocess_mode="mostrecent"
         )
+        self.rollout = RolloutTelemetry(registry)
 
         self._done: defaultdict[tuple[str, int], list[float]] = defaultdict(list)
         # The children of each combination of labels: looking one up costs more than counting.

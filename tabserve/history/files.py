@@ -23,6 +23,7 @@ from tabserve.history.records import ROWS_AT_ONCE, Records, UnreadableError
 from tabserve.history.window import Which, Window
 from tabserve.prediction_log.labels import LABELS
 from tabserve.prediction_log.places import Place
+from tabserve.prediction_log.predictions import SHADOW
 from tabserve.prediction_log.reading import Snapshot, read
 from tabserve.prediction_log.rejections import REJECTIONS
 from tabserve.prediction_log.sources import PREDICTIONS
@@ -32,9 +33,11 @@ logger = logging.getLogger(__name__)
 # A join of a million predictions takes 300 MB; beyond this DuckDB uses the disk, in place of what the service needs.
 MEMORY = "1GB"
 
+RECORDED = "recorded"  # the view of all predictions, those of shadows included, which nobody was told
+
 # The columns that a view has even where no record has them; `label` is of the type that the records have.
 _COLUMNS = {
-    PREDICTIONS: "prediction_id VARCHAR, time TIMESTAMPTZ, model VARCHAR, version VARCHAR, contract_hash VARCHAR, "
+    RECORDED: "prediction_id VARCHAR, time TIMESTAMPTZ, model VARCHAR, version VARCHAR, contract_hash VARCHAR, "
     "variant VARCHAR, latency_ms DOUBLE, weight DOUBLE",
     LABELS: "prediction_id VARCHAR, time TIMESTAMPTZ, label VARCHAR, value DOUBLE, source VARCHAR",
     REJECTIONS: "time TIMESTAMPTZ, route VARCHAR, feature VARCHAR, rule VARCHAR, count BIGINT, "
@@ -49,10 +52,14 @@ SELECT prediction_id, arg_max(label, time) AS true_label, arg_max(value, time) A
        max(time) AS labelled_at, count(*) AS n_labels
 FROM labels GROUP BY prediction_id
 """
+_BY_ROLE = f"""
+CREATE VIEW {PREDICTIONS} AS SELECT * FROM {RECORDED} WHERE variant <> '{SHADOW}';
+CREATE VIEW shadows AS SELECT * FROM {RECORDED} WHERE variant = '{SHADOW}'
+"""
 _JOINED = """
-CREATE VIEW joined AS
-SELECT predictions.*, true_label, true_value, labelled_at, CAST(label AS VARCHAR) = true_label AS is_correct
-FROM predictions LEFT JOIN latest USING (prediction_id)
+CREATE VIEW {joined} AS
+SELECT {rows}.*, true_label, true_value, labelled_at, CAST(label AS VARCHAR) = true_label AS is_correct
+FROM {rows} LEFT JOIN latest USING (prediction_id)
 """
 
 
@@ -81,11 +88,13 @@ def opened_files(place: Place, window: Window, of: Which) -> Iterator[Records]:
         in_window = f"time >= {_moment(window.since)} AND time < {_moment(window.until)}"
         meant = f"{in_window}{_meant(of)}"
         found = Files(connection)
-        found.add_view(PREDICTIONS, predictions, meant)
+        found.add_view(RECORDED, predictions, meant)
         found.add_view(LABELS, labels, f"time >= {_moment(window.since)}")
         found.add_view(REJECTIONS, rejections, meant)
         found.connection.execute(_LATEST)
-        found.connection.execute(_JOINED)
+        found.connection.execute(_BY_ROLE)
+        for joined, rows in (("joined", PREDICTIONS), ("joined_shadows", "shadows")):
+            found.connection.execute(_JOINED.format(joined=joined, rows=rows))
         yield found
 
 
@@ -141,7 +150,7 @@ class Files:
         more = "".join(
             f", CAST(NULL AS {kind}) AS {name}"
             for name, kind in _PREDICTED.items()
-            if table == PREDICTIONS and name not in known
+            if table == RECORDED and name not in known
         )
         self.connection.execute(f"CREATE VIEW {table} AS SELECT *{more} FROM ({everything}) WHERE {condition}")
 
