@@ -107,7 +107,7 @@ def openapi(model: LoadedModel) -> Schema:
         "415": _error("The body is of another media type."),
         "422": _error("The request breaks the contract; `detail` names row, feature and rule."),
         "500": _error("The service failed; its log says why."),
-        "503": _error("No model is ready, or it is overloaded; Retry-After says when to try again."),
+        "503": _error("No model is ready, it is overloaded, or paused; Retry-After says when to try again."),
         "504": _error("The time passed before there was an answer."),
     }
     return {
@@ -308,7 +308,17 @@ def _schemas(contract: Contract) -> dict[str, Schema]:
             "required": ["prediction_id", *outcome, *of_answer],
             "properties": {**of_row, **of_answer},
         },
-        "RowPrediction": {"type": "object", "required": ["prediction_id", *outcome], "properties": of_row},
+        "RowPrediction": {
+            "type": "object",
+            "required": ["prediction_id", *outcome],
+            "properties": {
+                **of_row,
+                "model_version": {
+                    "type": "string",
+                    "description": "of this row; there where a feature of it decides which model answers",
+                },
+            },
+        },
         "Predictions": {
             "type": "object",
             "required": ["predictions", "n_instances", *of_answer],

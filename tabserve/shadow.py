@@ -53,8 +53,8 @@ class Shadow:
         self._counts = counts
         # No lock: its thread may be without a core for long, and would hold it meanwhile. Each number has one writer.
         self._waiting: deque[Predictions] = deque()
-        self._n_taken_in = self._n_dropped = 0  # rows; the event loop's
-        self._n_taken_out = self._n_told = 0  # the thread's
+        self._n_taken_in = 0  # rows; the event loop's
+        self._n_taken_out = 0  # the thread's
         self._is_closing = threading.Event()
         self._failing = Fault(
             f"the shadow {model.tag} fails; callers are answered as ever", f"the shadow {model.tag} answers again"
@@ -73,7 +73,7 @@ class Shadow:
             return
         n_rows = len(answered.ids)
         if self._n_taken_in - self._n_taken_out + n_rows > MOST_ROWS:
-            self._n_dropped += n_rows
+            self._counts.shadow_rows("dropped", n_rows)
             return
         self._n_taken_in += n_rows
         self._waiting.append(answered)
@@ -90,9 +90,8 @@ class Shadow:
         while not self._is_closing.wait(GLANCE_SECONDS):
             while not self._is_closing.is_set() and (batch := self._take()):
                 self._answer(batch)
-            self._tell_dropped()
-        self._n_dropped += self._n_taken_in - self._n_taken_out
-        self._tell_dropped()
+        if n_left := self._n_taken_in - self._n_taken_out:
+            self._counts.shadow_rows("dropped", n_left)
 
     def _take(self) -> list[Predictions]:
         """What is answered together next; its rows do not wait any more."""
@@ -103,12 +102,6 @@ class Shadow:
             n_rows += len(batch[-1].ids)
         self._n_taken_out += n_rows
         return batch
-
-    def _tell_dropped(self) -> None:
-        n_dropped = self._n_dropped
-        if n_dropped > self._n_told:
-            self._counts.shadow_rows("dropped", n_dropped - self._n_told)
-            self._n_told = n_dropped
 
     def _answer(self, batch: Sequence[Predictions]) -> None:
         rows = np.concatenate([one.rows for one in batch])
