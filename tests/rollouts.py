@@ -86,7 +86,7 @@ class Versions:
             return made_ready(model_store.load(model_store.find(tag)), Settings())
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def versions(models: TrainedModels, tmp_path_factory: pytest.TempPathFactory) -> Versions:
     home, code = tmp_path_factory.mktemp("versions"), tmp_path_factory.mktemp("estimators")
     for name in (BUILT_IN, CUSTOMERS):

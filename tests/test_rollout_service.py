@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import wait_for
 from prediction_log_parts import records
-from rollouts import (  # noqa: F401  # versions is a fixture
+from rollouts import (
     Callers,
     Following,
     Versions,
@@ -23,7 +23,6 @@ from rollouts import (  # noqa: F401  # versions is a fixture
     following,
     scores_of,
     statuses,
-    versions,
 )
 from test_http import TUTORIAL_ROW
 
@@ -39,7 +38,7 @@ FEATURE = "mean radius"
 
 
 @pytest.fixture(scope="module")
-def at_work(versions: Versions, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Following]:  # noqa: F811
+def at_work(versions: Versions, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Following]:
     with following(versions, tmp_path_factory.mktemp("following")) as found:
         yield found
 

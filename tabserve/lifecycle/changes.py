@@ -146,6 +146,8 @@ def challenge(home: Path, challenger: Challenger, why: str) -> RolloutState:
     def to(state: RolloutState | None) -> RolloutState:
         if state is None:
             return current(home)  # which says what to do
+        if challenger.model == state.champion:
+            raise BadRolloutError(f"challenger and champion are the same version, {state.champion}")
         there = state.challenger
         if there is not None and (there.model, there.mode) != (challenger.model, challenger.mode):
             raise BadRolloutError(
