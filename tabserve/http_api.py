@@ -178,16 +178,15 @@ class FrontDoor:
 
     async def _predict(self, scope: Scope, receive: Receive) -> Answer:
         in_service = self._for_predictions()
-        arm = in_service.arm_of_request(scope)
-        if arm is not None:
-            self._check_room(arm, scope)
+        arm = in_service.only or in_service.arm_of_request(scope)
+        batcher = self._batcher_with_room(arm.model, scope) if arm else None
         body = await self._body(scope, receive)
         bodies = in_service.champion.bodies
         rows = bodies.quick_one(body) or await self._look_closer(bodies.one, body)
         if arm is None:
             (arm,) = scope["tabserve.arms"] = in_service.arms_of_rows(rows.values)
         model = arm.model
-        scores = await self._score(arm, rows.values, scope, receive)
+        scores = await self._score(batcher or self._batcher_of(model), rows.values, scope, receive)
         (said,) = _said(model, scores)
         self._add_warnings([said], rows)
         answer = {
@@ -203,16 +202,15 @@ class FrontDoor:
 
     async def _predict_batch(self, scope: Scope, receive: Receive) -> Answer:
         in_service = self._for_predictions()
-        arm = in_service.arm_of_request(scope)
-        if arm is not None:
-            self._check_room(arm, scope)
+        arm = in_service.only or in_service.arm_of_request(scope)
+        batcher = self._batcher_with_room(arm.model, scope) if arm else None
         body = await self._body(scope, receive)
         bodies = in_service.champion.bodies
         rows = bodies.quick_many(body) or await self._look_closer(bodies.many, body)
-        if arm is None:
+        if arm is None or batcher is None:
             said, predictions = await self._said_by_row(in_service.arms_of_rows(rows.values), rows, scope, receive)
         else:
-            scores = await self._score(arm, rows.values, scope, receive)
+            scores = await self._score(batcher, rows.values, scope, receive)
             said = await _said_by_turns(arm.model, scores)
             predictions = (_predictions(arm, said, rows.values, scores),)
         self._add_warnings(said, rows)
@@ -232,10 +230,11 @@ class FrontDoor:
         arms = scope["tabserve.arms"] = list(dict.fromkeys(of_rows))
         places = [[place for place, of_row in enumerate(of_rows) if of_row is arm] for arm in arms]
         parts = [rows.values[of_arm] for of_arm in places]
-        answers = await asyncio.gather(
-            *(self._score(arm, part, scope, receive) for arm, part in zip(arms, parts, strict=True)),
-            return_exceptions=True,
-        )
+        asked = [
+            self._score(self._batcher_of(arm.model), part, scope, receive)
+            for arm, part in zip(arms, parts, strict=True)
+        ]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
         said: list[dict[str, Any]] = [{}] * len(of_rows)
         predictions = []
         for arm, of_arm, part, scores in zip(arms, places, parts, answers, strict=True):
@@ -256,12 +255,14 @@ class FrontDoor:
             raise HttpError(503, f"Predictions are paused: {in_service.paused}.", headers=headers)
         return in_service
 
-    def _check_room(self, arm: Arm, scope: Scope) -> None:
-        """Whether there is room for a request: under overload a body is not even read."""
+    def _batcher_with_room(self, model: ServedModel, scope: Scope) -> Batcher:
+        """The batcher of a model, where it has room for a request: under overload a body is not even read."""
+        batcher = self._batchers.get(model) or self._batcher_of(model)
         try:
-            self._batcher_of(arm.model).admit(1, self._seconds_left(scope))
+            batcher.admit(1, self._seconds_left(scope))
         except RefusedError as error:
             raise _overloaded(error) from error
+        return batcher
 
     def _seconds_left(self, scope: Scope) -> float:
         left: float = self._timeout_seconds + scope["tabserve.started"] - time.perf_counter()
@@ -272,12 +273,12 @@ class FrontDoor:
             return read(body)
         return await asyncio.get_running_loop().run_in_executor(self._reader_thread, read, body)
 
-    async def _score(self, arm: Arm, rows: Rows, scope: Scope, receive: Receive) -> Scores:
+    async def _score(self, batcher: Batcher, rows: Rows, scope: Scope, receive: Receive) -> Scores:
         trace = scope.get("tabserve.trace")  # there only where tracing is on and records this request
         if trace is not None:
             trace.parsed(len(rows))
         try:
-            return await self._batcher_of(arm.model).submit(
+            return await batcher.submit(
                 rows, timeout_seconds=self._seconds_left(scope), is_wanted=still_connected(receive), trace=trace
             )
         except RefusedError as error:
@@ -394,11 +395,11 @@ class FrontDoor:
         self._telemetry.request_done(route, answer.status, elapsed_seconds)
         for predictions in answer.predictions:
             self._prediction_log.put(predictions, elapsed_seconds)
-        if answer.predictions and (shadow := self._rollout.now.shadow) is not None:
-            for predictions in answer.predictions:
-                shadow.see(predictions)
-        for arm in scope.get("tabserve.arms", ()):  # there only where a canary or an A/B test is in place
-            self._telemetry.rollout.arm_asked(arm.model.tag, arm.variant, answer.status, elapsed_seconds)
+            if self._rollout.shadow is not None:
+                self._rollout.shadow.see(predictions)
+        if "tabserve.arms" in scope:  # only where a canary or an A/B test is in place
+            for arm in scope["tabserve.arms"]:
+                self._telemetry.rollout.arm_asked(arm.model.tag, arm.variant, answer.status, elapsed_seconds)
         if isinstance(error, HttpError):
             for violation in error.violations:
                 self._telemetry.value_rejected(violation.rule)

@@ -38,24 +38,22 @@ class InService:
     shadow: Shadow | None = None
     paused: str | None = None
 
+    @cached_property
+    def only(self) -> Arm | None:
+        """Who is asked where there is no choice."""
+        return Arm(self.champion, CHAMPION) if self.split is None else None
+
     def arm_of_request(self, scope: MutableMapping[str, Any]) -> Arm | None:
-        """Who is asked, noted in the request's scope where that is a choice; None where each row decides."""
-        split = self.split
-        if split is None:
-            return self._alone
-        if split.is_by_row:
+        """Who is asked where there is one, noted in the request's scope; None where each row decides."""
+        if self.split is None or self.split.is_by_row:
             return None
-        arm = split.of_request(scope["headers"])
+        arm = self.split.of_request(scope["headers"])
         scope["tabserve.arms"] = (arm,)
         return arm
 
     def arms_of_rows(self, rows: Rows) -> Sequence[Arm]:
         """Who is asked each row, shape (n, features)."""
-        return [self._alone] * len(rows) if self.split is None else self.split.of_rows(rows)
-
-    @cached_property
-    def _alone(self) -> Arm:
-        return Arm(self.champion, CHAMPION)
+        return self.split.of_rows(rows) if self.split else []
 
     def __str__(self) -> str:
         said = self.said
@@ -80,6 +78,7 @@ class Rollout:
 
     def __init__(self) -> None:
         self._now: InService | None = None
+        self.shadow: Shadow | None = None
         self.refused: str | None = None
         """Why what the rollout file says is not in service."""
         self.is_followed = False
@@ -109,7 +108,7 @@ class Rollout:
 
     def switch(self, to: InService) -> None:
         """From now on requests are answered by this; those that have begun end as they began."""
-        self._now = to
+        self._now, self.shadow = to, to.shadow
 
     def put_in_service(self, model: LoadedModel, settings: Settings) -> None:
         """Has one model answer everybody.

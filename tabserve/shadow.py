@@ -1,12 +1,10 @@
 """A challenger that is asked what the champion was asked, after the caller has its answer; nobody waits for it.
 
-What waits for it is bounded and dropped first, and its thread is the last to get a core: it may be slow, raise or never
+What waits for it is bounded and dropped first, and it works at most half of the time: it may be slow, raise or never
 come back, and no answer knows.
 """
 
-import contextlib
 import logging
-import os
 import random
 import threading
 import time
@@ -27,7 +25,6 @@ logger = logging.getLogger(__name__)
 
 MOST_ROWS = 8192  # that wait: a megabyte of the built-in model's, and more than a second of what one core answers
 GLANCE_SECONDS = 0.05  # it looks for rows so often; being woken for each request would cost the event loop more
-NICENESS = 19  # where a core is contended it gets a sixtieth of it
 CLOSE_SECONDS = 1.0  # for the batch that it is at
 
 
@@ -85,11 +82,16 @@ class Shadow:
             self._thread.join(CLOSE_SECONDS)
 
     def _run(self) -> None:
-        with contextlib.suppress(OSError):  # of this thread alone, as Linux has it
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
-        while not self._is_closing.wait(GLANCE_SECONDS):
-            while not self._is_closing.is_set() and (batch := self._take()):
+        # No lower priority: who waits for a core may hold the interpreter meanwhile, and then the event loop waits too
+        # (docs/decisions.md). It rests instead, for as long as a batch took.
+        rest = GLANCE_SECONDS
+        while not self._is_closing.wait(rest):
+            rest = GLANCE_SECONDS
+            if batch := self._take():
+                started = time.perf_counter()
                 self._answer(batch)
+                took = time.perf_counter() - started
+                rest = took if self._waiting else max(took, GLANCE_SECONDS)
         if n_left := self._n_taken_in - self._n_taken_out:
             self._counts.shadow_rows("dropped", n_left)
 

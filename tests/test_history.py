@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import quote
@@ -32,6 +33,7 @@ from tabserve.labels import Labels
 from tabserve.prediction_log.columns import prediction_schema
 from tabserve.prediction_log.labels import label_batch
 from tabserve.prediction_log.places import OPEN
+from tabserve.prediction_log.predictions import SHADOW
 from tabserve.validation import Violation
 
 DAY = last(timedelta(hours=24))
@@ -91,6 +93,7 @@ def test_what_is_in_a_bucket_or_a_database_is_read_as_a_folder_is(
             log.put(put, 0.001)
             if label is not None:
                 log.label(Labels(put.ids, [label], [None]))
+            log.put(replace(put, variant=SHADOW), 0.001)  # the same id once more
         log.put(predictions(model="others:1"), 0.001)
         log.reject("/predict", [Violation(0, "age", "kind", "a number", "old")], MODEL)
         log.close()
@@ -100,6 +103,7 @@ def test_what_is_in_a_bucket_or_a_database_is_read_as_a_folder_is(
                 'SELECT model, label, "feature:income", "feature:city", true_label, is_correct FROM joined '
                 "ORDER BY true_label"
             )
+            assert records.rows("SELECT count(*), count(true_label) FROM joined_shadows") == [(3, 2)]
             return [*joined, *records.rows("SELECT feature, rule, count FROM rejections")]
 
     url = request.getfixturevalue(kind).url(tmp_path / "spool")
