@@ -1,6 +1,6 @@
 """The command `tabserve`: one function a subcommand, which asks the package and prints what it says.
 
-Exit codes: 0 done, 1 it was looked at and is not good, 2 bad input, 3 it could not be read, saved or said.
+Exit codes: 0 done, 1 it was looked at and is not good, 2 bad input, 3 it could not be read, saved or said, or not now.
 """
 
 import argparse
@@ -9,7 +9,7 @@ import os
 import sys
 
 from tabserve.chained_log import BrokenChainError
-from tabserve.commands import audit, labels, log, rollout
+from tabserve.commands import audit, labels, log, retrain, rollout
 from tabserve.history.records import UnreadableError
 from tabserve.history.window import BadQuestionError
 from tabserve.prediction_log import CannotKeepError
@@ -48,4 +48,5 @@ def parser() -> argparse.ArgumentParser:
         groups.add_parser("audit", help="who did what, and who was refused").add_subparsers(required=True)
     )
     rollout.add_rollout_commands(groups)
+    retrain.add_retrain_command(groups)
     return whole

@@ -19,6 +19,7 @@ from tabserve.chained_log import BrokenChainError, ChainedLog
 from tabserve.contract import Contract, Feature
 from tabserve.lifecycle import changes
 from tabserve.lifecycle.compatibility import breaking_changes
+from tabserve.lifecycle.shadowing import offer_as_shadow
 from tabserve.model_store import ModelRefusedError
 from tabserve.rollout_state import ROLLOUT_FILE, BadRolloutError, Challenger, RolloutState, read_rollout
 
@@ -201,6 +202,23 @@ def test_a_pause_lasts_over_a_promotion_until_it_is_resumed(home: Path, versions
     assert changes.resume(home, "right again") == RolloutState(champion=versions.small)
     with pytest.raises(BadRolloutError, match="nothing is paused"):
         changes.resume(home, "again")
+
+
+def test_a_new_version_becomes_a_shadow_only_where_that_changes_nobodys_plans(home: Path, versions: Versions) -> None:
+    first, small, moody = versions.first, versions.small, versions.moody
+
+    assert offer_as_shadow(home, small, first, "trained again") == f"{small} is the shadow of {first}"
+    shadow = Challenger(model=small, mode="shadow", share=100)
+    assert said(home) == RolloutState(champion=first, challenger=shadow), "and not the newest, which nobody promoted"
+    assert offer_as_shadow(home, moody, first, "again") == f"{small} is the challenger already (shadow), it stays that"
+    assert said(home).challenger == shadow
+
+    changes.promote(home, moody, "another one")
+    changes.pause(home, "for a reason")
+    assert offer_as_shadow(home, small, first, "again").startswith(f"the champion is {moody} and not {first}")
+    assert said(home).challenger is None
+    assert offer_as_shadow(home, first, moody, "again") == f"{first} is the shadow of {moody}"
+    assert said(home).paused == "for a reason"
 
 
 # --- several writers, and who dies
