@@ -134,7 +134,7 @@ def test_a_real_alertmanager_with_our_route_has_it_go_back(
     promoted: Path, versions: Versions, url: str, tmp_path: Path
 ) -> None:
     text = (ROOT / "monitoring" / "alerts" / "alertmanager.yaml").read_text()
-    configuration = yaml.safe_load(text.replace("#|", ""))
+    configuration = yaml.safe_load(text.replace("#guard ", ""))
     (receiver,) = [one for one in configuration["receivers"] if one["name"] == "guard"]
     receiver["webhook_configs"][0]["url"] = url
     for one in configuration["receivers"]:

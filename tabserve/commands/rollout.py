@@ -6,10 +6,12 @@ import argparse
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from tabserve.commands import Commands, Options, add_command, add_log_url, log_url_of, over_with_ctrl_c, say
 from tabserve.history.records import readable_place
@@ -17,7 +19,7 @@ from tabserve.history.window import BadQuestionError, length_of
 from tabserve.rollout_state import HEADER, BadRolloutError, Challenger, Mode, RolloutState
 
 if TYPE_CHECKING:
-    from tabserve.lifecycle.canary_watch import Look
+    from tabserve.lifecycle.canary_watch import Counts, Look
 
 logger = logging.getLogger("tabserve.cli")
 
@@ -25,6 +27,7 @@ NOT_GOOD = 1  # exit codes
 NOT_SAID = 3
 
 STEPS = "5,25,50,100"
+JOB = "tabserve"  # of monitoring/alerts/prometheus.yaml
 ADDRESS = "127.0.0.1:9099"
 
 
@@ -70,7 +73,12 @@ def _add_challengers(commands: Commands) -> None:
     some.add_argument("--by", metavar="FIELD", help=by)
     split.add_argument("--by", required=True, metavar="FIELD", help=by)
     watched = some.add_argument_group("going up by itself, and back where it is worse, until Ctrl-C")
-    watched.add_argument("--metrics", action="append", metavar="URL", help="/metrics of the service, of each replica")
+    read = watched.add_mutually_exclusive_group()
+    read.add_argument(
+        "--metrics", type=_url, action="append", metavar="URL", help="/metrics of the service, of each replica"
+    )
+    read.add_argument("--prometheus", type=_url, metavar="URL", help="or the Prometheus that scrapes them")
+    watched.add_argument("--job", default=JOB, metavar="NAME", help=f"there (default: {JOB})")
     watched.add_argument("--steps", type=_steps, default=STEPS, metavar=STEPS, help="percent, then it is promoted")
     watched.add_argument("--every", type=_seconds, default="5m", metavar="5m", help="how long each step is observed")
     watched.add_argument("--key-file", type=Path, metavar="FILE", help="with an API key of the scope metrics")
@@ -160,12 +168,12 @@ def ab(options: Options) -> int:
 
 
 def canary(options: Options) -> int:
-    if options.metrics is None:
+    if options.metrics is None and options.prometheus is None:
         if options.share is None:
-            raise BadQuestionError("a canary needs --share 5, or --metrics URL to go up by itself")
+            raise BadQuestionError("a canary needs --share 5, or --metrics URL or --prometheus URL to go up by itself")
         return _challenge(options, "canary", by=options.by)
-    if options.share is not None:
-        raise BadQuestionError("either --share, or --metrics with --steps: the steps are the shares")
+    if options.share is not None and options.share != options.steps[0]:
+        raise BadQuestionError(f"--share is {options.share:g}, and the first of --steps {options.steps[0]:g}")
     return _watch(options)
 
 
@@ -209,23 +217,30 @@ def _watch(options: Options) -> int:
 
 
 def _look(options: Options, home: Path) -> "_Looking":
+    from tabserve.lifecycle.canary_watch import counts_in_prometheus, counts_of
+
     key = options.key_file.read_text(encoding="utf-8").strip() if options.key_file else None
     log_url = None if options.no_labels else log_url_of(options)
-    return _Looking(home, options.metrics, key, options.tag, None if log_url == "null:" else log_url)
+    counts: Callable[[], Counts]
+    if options.prometheus:
+        counts = partial(counts_in_prometheus, options.prometheus, options.job)
+    else:
+        counts = partial(counts_of, options.metrics, key)
+    return _Looking(home, counts, options.tag, None if log_url == "null:" else log_url)
 
 
 class _Looking:
     """Looks at the service's counters, and at the labels since now."""
 
-    def __init__(self, home: Path, urls: list[str], key: str | None, tag: str, log_url: str | None) -> None:
-        self._home, self._urls, self._key, self._tag = home, urls, key, tag
+    def __init__(self, home: Path, counts: Callable[[], "Counts"], tag: str, log_url: str | None) -> None:
+        self._home, self._counts, self._tag = home, counts, tag
         self._place = readable_place(log_url) if log_url else None
         self._since = datetime.now(UTC)
 
     def __call__(self) -> "Look":
         from tabserve.lifecycle import canary_watch, changes
 
-        counts = canary_watch.counts_of(self._urls, self._key)
+        counts = self._counts()
         if self._place is None:
             return canary_watch.Look(counts)
         champion = changes.current(self._home).champion
@@ -275,6 +290,12 @@ def _seconds(text: str) -> float:
     if not text[:-1].isdecimal() or text[-1] not in units or int(text[:-1]) == 0:
         raise argparse.ArgumentTypeError(f"expected a time such as 30s, 5m or 1h, got {text!r}")
     return int(text[:-1]) * units[text[-1]]
+
+
+def _url(text: str) -> str:
+    if urlsplit(text).scheme not in ("http", "https") or not urlsplit(text).hostname:
+        raise argparse.ArgumentTypeError(f"expected http://host:port/metrics or the like, got {text!r}")
+    return text
 
 
 def _address(text: str) -> tuple[str, int]:

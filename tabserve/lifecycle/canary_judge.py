@@ -15,6 +15,7 @@ Judgement = Literal["go", "hold", "back"]
 # A canary has four steps and two tests in each: one that has exactly what the limits allow is called bad in less than
 # one of a hundred.
 ALPHA = 0.001
+BEYOND_P99 = 0.01  # of the requests are slower than the 99th percentile, by its definition
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Seen:
     """The 99th percentile of the latency; None where there were no requests."""
     n_labels: int = 0
     n_correct: int = 0
+    n_slow: int | None = None
+    """Requests slower than the limit of the p99. None where nobody knows: the p99 is then taken as it is."""
 
     @property
     def error_share(self) -> float:
@@ -96,6 +99,9 @@ def _slowness(stable: Seen, canary: Seen, limits: Limits) -> tuple[str | None, b
     if canary.p99_seconds is None or canary.n_requests < limits.fewest_requests:
         return None, False
     if canary.p99_seconds <= limits.p99_seconds:
+        return None, False
+    # A p99 is above its limit where more than one of a hundred is slower, which comes by chance as errors do.
+    if canary.n_slow is not None and binom.sf(canary.n_slow - 1, canary.n_requests, BEYOND_P99) >= ALPHA:
         return None, False
     is_shared = stable.p99_seconds is not None and stable.p99_seconds > limits.p99_seconds
     return f"p99 is {_ms(canary.p99_seconds)}, at most {_ms(limits.p99_seconds)} may be", is_shared

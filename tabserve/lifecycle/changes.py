@@ -27,6 +27,10 @@ FOUND = "found"  # the action of a line about a file that is not as the line bef
 MOST_CHARACTERS = 2000  # of a reason
 
 
+class ChangedMeanwhileError(BadRolloutError):
+    """Somebody else changed the challenger that was to be changed."""
+
+
 @dataclass(frozen=True)
 class Change:
     """One line of the deployment history; the states are as in the rollout file, None where there was none."""
@@ -76,13 +80,41 @@ def current(home: Path) -> RolloutState:
     return state
 
 
+def happened(home: Path) -> list[Change]:
+    """The same without what was recorded and never written, because its process died in between.
+
+    Raises:
+        BrokenChainError, BadRolloutError: where history or rollout file cannot be read.
+    """
+    done: list[Change] = []
+    for change in history(home):
+        if change.action == FOUND and done and done[-1].before == change.after:
+            done.pop()
+        else:
+            done.append(change)
+    now = read_rollout(home / ROLLOUT_FILE)
+    if done and done[-1].before == now != done[-1].after:
+        done.pop()
+    return done
+
+
 def promote(
-    home: Path, tag: str, why: str, *, allow_contract_change: bool = False, action: str = "promote"
+    home: Path,
+    tag: str,
+    why: str,
+    *,
+    allow_contract_change: bool = False,
+    action: str = "promote",
+    only_beside: Challenger | None = None,
 ) -> RolloutState:
     """Makes a version champion. A challenger beside the old one ends with it.
 
+    Args:
+        only_beside: does so only while this challenger is as it was.
+
     Raises:
         BadRolloutError: where it is champion already, or its contract would break callers and that is not allowed.
+        ChangedMeanwhileError: where there is another challenger than `only_beside`, or none.
         ModelRefusedError: where it is not in the store, or damaged.
     """
     model = _usable(tag)
@@ -92,6 +124,7 @@ def promote(
             return RolloutState(champion=tag)
         if state.champion == tag:
             raise BadRolloutError(f"{tag} is champion already")
+        _check_beside(state, only_beside)
         faults = breaking_changes(_contract(model_store.find(state.champion)), _contract(model))
         if faults and not allow_contract_change:
             raise BadRolloutError(
@@ -120,7 +153,7 @@ def rollback(home: Path, why: str, *, key: str | None = None, only_from: str | N
             raise BadRolloutError("no version was promoted yet, there is none to go back to")
         if only_from is not None and state.champion != only_from:
             raise BadRolloutError(f"{only_from} is not champion any more, {state.champion} is")
-        changes = history(home)
+        changes = happened(home)
         if key is not None and any(change.key == key for change in changes):
             raise BadRolloutError("that was gone back from already")
         earlier = champions_before(changes)
@@ -134,11 +167,16 @@ def rollback(home: Path, why: str, *, key: str | None = None, only_from: str | N
     return _change(home, "rollback", to, why, key)
 
 
-def challenge(home: Path, challenger: Challenger, why: str) -> RolloutState:
+def challenge(home: Path, challenger: Challenger, why: str, *, only_beside: Challenger | None = None) -> RolloutState:
     """Puts a challenger beside the champion, or changes the share of the one that is there.
 
+    Args:
+        only_beside: does so only while this challenger is as it was.
+
     Raises:
-        BadRolloutError: where its contract is another one, `by` is no feature, or another challenger is there.
+        BadRolloutError: where it is champion, its contract is another one, `by` is no feature, or another challenger is
+            there.
+        ChangedMeanwhileError: where there is another challenger than `only_beside`, or none.
         ModelRefusedError: where it is not in the store, or damaged.
     """
     model = _usable(challenger.model)
@@ -148,6 +186,7 @@ def challenge(home: Path, challenger: Challenger, why: str) -> RolloutState:
             return current(home)  # which says what to do
         if challenger.model == state.champion:
             raise BadRolloutError(f"challenger and champion are the same version, {state.champion}")
+        _check_beside(state, only_beside)
         there = state.challenger
         if there is not None and (there.model, there.mode) != (challenger.model, challenger.mode):
             raise BadRolloutError(
@@ -167,14 +206,19 @@ def challenge(home: Path, challenger: Challenger, why: str) -> RolloutState:
     return _change(home, challenger.mode, to, why)
 
 
-def stop(home: Path, why: str) -> RolloutState:
+def stop(home: Path, why: str, *, only_beside: Challenger | None = None) -> RolloutState:
     """Ends the challenger; the champion answers alone.
+
+    Args:
+        only_beside: does so only while this challenger is as it was.
 
     Raises:
         BadRolloutError: where there is none.
+        ChangedMeanwhileError: where there is another challenger than `only_beside`, or none.
     """
 
     def to(state: RolloutState | None) -> RolloutState:
+        _check_beside(state, only_beside)
         if state is None or state.challenger is None:
             raise BadRolloutError("there is no challenger to stop")
         return state.model_copy(update={"challenger": None})
@@ -205,15 +249,12 @@ def resume(home: Path, why: str) -> RolloutState:
 def champions_before(changes: list[Change]) -> list[str]:
     """The champions to which one can go back, the nearest last: a rollback takes the last one away, and a champion that
     was gone back from is none of them.
+
+    Args:
+        changes: that happened.
     """
-    came_true: list[Change] = []
-    for change in changes:
-        if change.action == FOUND and came_true and came_true[-1].before == change.after:
-            came_true.pop()
-        else:
-            came_true.append(change)
     before: list[str] = []
-    for change in came_true:
+    for change in changes:
         if change.before is None or change.before.champion == change.after.champion:
             continue
         if change.action == "rollback" and before:
@@ -226,8 +267,12 @@ def champions_before(changes: list[Change]) -> list[str]:
 def _change(
     home: Path, action: str, to: Callable[[RolloutState | None], RolloutState], why: str, key: str | None = None
 ) -> RolloutState:
-    if not why.strip() or len(why) > MOST_CHARACTERS:
-        raise BadRolloutError(f"--why says nothing, or more than {MOST_CHARACTERS} characters; expected a sentence")
+    # What is no UTF-8 on the command line comes as half characters, which the rollout file cannot hold.
+    if not why.strip() or len(why) > MOST_CHARACTERS or not why.isprintable():
+        raise BadRolloutError(
+            f"--why says nothing, more than {MOST_CHARACTERS} characters, or some that cannot be printed; "
+            "expected a sentence in one line"
+        )
     path = home / ROLLOUT_FILE
     with _one_at_a_time(home):
         before = read_rollout(path)
@@ -235,12 +280,14 @@ def _change(
         last = changes[-1].after if changes else None
         if last is not None and last != before and before is not None:
             _record(home, FOUND, (last, before), "the file was edited by hand, or the change before did not come true")
-        after = to(before)
+        after = RolloutState.model_validate(_said(to(before)))  # a copy with something else in it was not validated
         if after == before:
             raise BadRolloutError("that is how it is already")
+        audit = audit_log(Settings.from_environment(), home)
+        audit.check()  # before anything is changed, so that nothing is done of which it cannot be said
         _record(home, action, (before, after), why.strip(), key)
         after.save(path)
-        audit_log(Settings.from_environment(), home).append(action, to=_said(after), why=why.strip())
+        audit.append(action, to=_said(after), why=why.strip())
     return after
 
 
@@ -259,6 +306,11 @@ def _said(state: RolloutState) -> dict[str, Any]:
 
 def _log(home: Path) -> ChainedLog:
     return ChainedLog(home / HISTORY_FILE)
+
+
+def _check_beside(state: RolloutState | None, expected: Challenger | None) -> None:
+    if expected is not None and (state is None or state.challenger != expected):
+        raise ChangedMeanwhileError("the rollout was changed by somebody else, who has the last word")
 
 
 @contextlib.contextmanager

@@ -15,8 +15,10 @@ _TAKEN_BY = {
 
 def breaking_changes(old: Contract, new: Contract) -> list[str]:
     """Why a request that the old contract accepts may be refused under the new one, or answered in another shape; a
-    sentence each. None of that: a feature that may be missing now, more categories, wider bounds, whole numbers that
-    may have decimals.
+    sentence each; none where every one is accepted.
+
+    A feature that may be missing now, more categories, wider bounds, and whole numbers that may have decimals break
+    nobody. A new feature does, even where it may be missing: a row that is a list has a value for each feature.
     """
     return [*_answers(old, new), *_order(old, new), *_features(old, new)]
 
@@ -25,7 +27,7 @@ def _answers(old: Contract, new: Contract) -> list[str]:
     faults = []
     if old.task != new.task:
         faults.append(f"it answers a {new.task}, no {old.task} any more")
-    elif old.probability_keys != new.probability_keys:
+    elif set(old.classes) != set(new.classes):  # 1 and "class_1" share a key, and are two labels
         faults.append(f"its classes are {_shown(new.classes)}, and were {_shown(old.classes)}")
     if old.target != new.target:
         faults.append(f"it predicts {new.target}, and not {old.target}")

@@ -12,17 +12,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tabserve.chained_log import BrokenChainError
 from tabserve.lifecycle import changes
 from tabserve.model_store import ModelRefusedError
-from tabserve.rollout_state import BadRolloutError
+from tabserve.rollout_state import ROLLOUT_FILE, BadRolloutError, read_rollout
 
 logger = logging.getLogger(__name__)
 
 # What a model that has just been promoted can be the cause of. Drift is none of it: another model sees the same rows.
-ALERTS = frozenset({"TabserveAccuracyLow", "TabserveErrorGrown", "TabserveErrorsHigh", "TabserveLatencyHigh"})
+# Latency neither: it rises with the load, and a canary has looked at it.
+ALERTS = frozenset({"TabserveAccuracyLow", "TabserveErrorGrown", "TabserveErrorsHigh"})
 PROMOTIONS = frozenset({"promote", "canary_promote"})
 
 MOST_BYTES = 1_000_000  # of a message; one of a thousand alerts has half of that
@@ -50,32 +51,58 @@ class Guard:
         try:
             content = json.loads(message)
             group = str(content["groupKey"])
-            firing = [alert["labels"] for alert in content["alerts"] if alert["status"] == "firing"]
-            ringing = [labels for labels in firing if labels["alertname"] in ALERTS]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            firing = [alert for alert in content["alerts"] if alert["status"] == "firing"]
+            ringing = [Ringing.of(alert) for alert in firing if _is_a_reason(alert["labels"])]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BadMessageError(
                 f"expected a message of Alertmanager's webhook, version 4, with groupKey and alerts ({error!r})"
             ) from error
         if not ringing:
             return "nothing in it is a reason to go back"
-        champion = changes.current(self.home).champion
-        meant = [labels for labels in ringing if _is_about(labels, champion)]
+        state = read_rollout(self.home / ROLLOUT_FILE)
+        if state is None:
+            return "no version was promoted yet"
+        meant = [one for one in ringing if _is_about(one.labels, state.champion)]
         if not meant:
-            return f"it is about another version than {champion}, which answers"
-        return self._go_back(champion, meant[0]["alertname"], f"{group} {champion}")
+            return f"it is about another version than {state.champion}, which answers"
+        return self._go_back(state.champion, meant, f"{group} {state.champion}")
 
-    def _go_back(self, champion: str, alert: str, key: str) -> str:
-        done = changes.history(self.home)
+    def _go_back(self, champion: str, ringing: list["Ringing"], key: str) -> str:
+        done = changes.happened(self.home)
         if any(change.key == key for change in done):
             return "that was gone back from already"
         since = next((change for change in reversed(done) if _came(change, champion)), None)
         if since is None or since.action not in PROMOTIONS:
             return f"{champion} was not promoted, but gone back to: a matter for people"
-        age = datetime.now(UTC) - datetime.fromisoformat(since.time)
+        promoted_at = datetime.fromisoformat(since.time)
+        # What rang before it answered is not its fault; an alert that names the version is of it in any case.
+        its = [one for one in ringing if "model_version" in one.labels or one.since is None or one.since >= promoted_at]
+        if not its:
+            return f"it rang before {champion} was promoted: a matter for people"
+        alert = its[0].labels["alertname"]
+        age = datetime.now(UTC) - promoted_at
         if age > self.within:
             return f"{champion} was promoted {age} ago, more than {self.within}: a matter for people"
         to = changes.rollback(self.home, f"alert {alert} of {champion}", key=key, only_from=champion)
         return f"gone back from {champion} to {to.champion}: {alert}"
+
+
+@dataclass(frozen=True)
+class Ringing:
+    """An alert that fires, and since when; None where that was not said."""
+
+    labels: dict[str, Any]
+    since: datetime | None
+
+    @classmethod
+    def of(cls, alert: dict[str, Any]) -> Self:
+        since = datetime.fromisoformat(alert["startsAt"]) if "startsAt" in alert else None
+        return cls(alert["labels"], since if since is None or since.tzinfo else since.replace(tzinfo=UTC))
+
+
+def _is_a_reason(labels: dict[str, Any]) -> bool:
+    """A warning is of one replica, and so no reason to go back everywhere."""
+    return labels["alertname"] in ALERTS and labels.get("severity", "critical") == "critical"
 
 
 def _is_about(labels: dict[str, Any], champion: str) -> bool:

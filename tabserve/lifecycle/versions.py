@@ -6,7 +6,7 @@ from typing import Any
 
 from tabserve import model_store
 from tabserve.history.stats import duration
-from tabserve.lifecycle.changes import champions_before, history
+from tabserve.lifecycle.changes import champions_before, happened
 from tabserve.model_store import ModelRefusedError, StoredModel
 from tabserve.rollout_state import ROLLOUT_FILE, read_rollout
 
@@ -26,7 +26,7 @@ def table(home: Path) -> list[str]:
         model_store.find(None)  # which says what to do
     uses = _uses(home, models)
     rows: list[tuple[str, ...]] = [("version", "trained", "metrics on test rows", "contract", "used as")]
-    rows += [_row(model, uses.get(model.tag, [])) for model in reversed(models)]
+    rows += [_row(model, uses.get(model.tag, []), is_last=model is models[-1]) for model in reversed(models)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     return [
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows
@@ -37,19 +37,19 @@ def _uses(home: Path, models: list[StoredModel]) -> dict[str, list[str]]:
     uses: dict[str, list[str]] = {}
     state = read_rollout(home / ROLLOUT_FILE)
     if state is None:
-        uses[models[-1].tag] = ["trained last, served where nothing else is said"]
+        uses[models[-1].tag] = ["served, nothing was promoted"]
         return uses
     uses.setdefault(state.champion, []).append("champion" if state.paused is None else "champion, paused")
     if state.challenger is not None:
         of = state.challenger
         uses.setdefault(of.model, []).append(f"{of.mode} {of.share:g} %" + (f" by {of.by}" if of.by else ""))
-    earlier = champions_before(history(home))
+    earlier = champions_before(happened(home))
     if earlier:
         uses.setdefault(earlier[-1], []).append("champion before")
     return uses
 
 
-def _row(model: StoredModel, uses: list[str]) -> tuple[str, ...]:
+def _row(model: StoredModel, uses: list[str], *, is_last: bool) -> tuple[str, ...]:
     try:
         metadata = model_store.read_metadata(model)
         trained = (
@@ -58,6 +58,8 @@ def _row(model: StoredModel, uses: list[str]) -> tuple[str, ...]:
         metrics = _metrics(metadata)
     except (OSError, ValueError, KeyError, TypeError, ModelRefusedError):
         return (model.tag, "?", "damaged", "?", ", ".join(uses))
+    if is_last:
+        trained += ", last"
     return (model.tag, trained, metrics, model.contract_hash[:HASH_DIGITS], ", ".join(uses))
 
 
