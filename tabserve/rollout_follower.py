@@ -41,9 +41,11 @@ class RolloutObserver(Protocol):
 
 @dataclass(eq=False)
 class _Attempt:
-    """One content of the file, None where there is no file; and the models that it names, as they were."""
+    """One content of the file, None where there is no file, a reason where it cannot be read; and the models that it
+    names, as they were.
+    """
 
-    content: bytes | None
+    content: bytes | str | None
     folders: dict[str, object] = field(default_factory=dict)
     is_refused: bool = False
 
@@ -92,12 +94,12 @@ class Follower:
             with contextlib.suppress(BadRolloutError):
                 last = read_rollout(self._accepted)
         self._attempt = _Attempt(self._read())
+        self._thread.start()  # a challenger that hangs while it is loaded keeps nobody from going back either
         if self._attempt.content is not None or last is not None:
             self._try(self._attempt)
         if not self._rollout.is_ready:
-            found = self._made(last)[0] if last else None
+            found = self._made(last, self._attempt)[0] if last else None
             self._switch(found or InService(self._model(otherwise), datetime.now(UTC)))
-        self._thread.start()
 
     def close(self) -> None:
         """Ends it. What is in service stays."""
@@ -121,14 +123,13 @@ class Follower:
             self._attempt = attempt
         threading.Thread(target=self._try, args=(attempt,), name="tabserve-model", daemon=True).start()
 
-    def _read(self) -> bytes | None:
-        """The content of the file; what is there and cannot be read has one that cannot be used."""
+    def _read(self) -> bytes | str | None:
         try:
             return self._path.read_bytes()
         except FileNotFoundError:
             return None
         except OSError as error:
-            return f"! {error.strerror}".encode()
+            return error.strerror or type(error).__name__
 
     def _try(self, attempt: _Attempt) -> None:
         """Puts in service what one content says, or says why not."""
@@ -139,21 +140,27 @@ class Follower:
             return
         tags = [state.champion] + ([state.challenger.model] if state.challenger else [])
         attempt.folders = _folders(tags)  # before they are read: what changes meanwhile is then seen
-        if state.paused is not None:
-            with self._lock:
-                if attempt is self._attempt and self._rollout.is_ready:
-                    self._switch(replace(self._rollout.now, paused=state.paused))
-        self._done(attempt, state, *self._made(state))
+        if state.paused is not None and self._rollout.is_ready:
+            self._meanwhile(attempt, replace(self._rollout.now, paused=state.paused))
+        self._done(attempt, state, *self._made(state, attempt))
 
-    def _state_of(self, content: bytes | None) -> RolloutState:
+    def _meanwhile(self, attempt: _Attempt, to: InService) -> None:
+        """What waits for no model that has still to be loaded."""
+        with self._lock:
+            if attempt is self._attempt:
+                self._switch(to)
+
+    def _state_of(self, content: bytes | str | None) -> RolloutState:
         if content is None:
             raise BadRolloutError(f"{self._path} is gone: what it said last stays until it is there again")
+        if isinstance(content, str):
+            raise BadRolloutError(f"{self._path} cannot be read: {content}")
         try:
             return RolloutState.parse(content.decode("utf-8"), self._path)
         except (UnicodeDecodeError, RecursionError) as error:
             raise BadRolloutError(f"{self._path} is no YAML; expected `champion: name:version`") from error
 
-    def _made(self, state: RolloutState) -> tuple[InService | None, str | None]:
+    def _made(self, state: RolloutState, attempt: _Attempt) -> tuple[InService | None, str | None]:
         """What a state puts in service, and what of it is refused: everything, or the challenger alone."""
         try:
             champion = self._model(state.champion)
@@ -163,6 +170,8 @@ class Follower:
         said = state.challenger
         if said is None:
             return alone, None
+        if self._rollout.is_ready and self._rollout.champion() is not champion:
+            self._meanwhile(attempt, alone)
         try:
             return self._beside(alone, said, self._model(said.model)), None
         except Exception as error:  # noqa: BLE001

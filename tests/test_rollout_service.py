@@ -152,9 +152,11 @@ def test_a_model_that_hangs_while_it_is_loaded_keeps_nobody_from_going_back(serv
 
     begun = time.monotonic()
     served.put(small)
-
     assert time.monotonic() - begun < ROLLBACK_SECONDS
     assert {one["model_version"] for one in ask_many(served.url, [{}] * 20)} == {small}
+
+    served.say(first, {"model": moody, "mode": "canary", "share": 50})  # and a challenger neither
+    wait_for(lambda: all(f"model {first} is in service" in said for said in served.in_service().values()), 10)
 
 
 def test_a_canary_by_chance_answers_its_share_and_both_arms_are_counted(served: Following) -> None:
