@@ -167,6 +167,15 @@ def test_a_watch_that_is_started_again_goes_on_at_the_share_where_the_canary_is(
     assert "canary passed 50, 100 %" in ended.why
 
 
+def test_requests_of_a_quiet_service_are_counted_on_until_they_are_enough(home: Path, tags: Tags) -> None:
+    n_requests = iter(range(0, 10_000, 90))  # of 200 that are needed
+
+    ended = watch(home, Plan(tags.small, [100], 0.001), lambda: busy(next(n_requests)), threading.Event())
+
+    assert isinstance(ended, Ended)
+    assert ended.is_promoted
+
+
 def test_a_watch_of_what_is_champion_already_has_nothing_to_do(home: Path, tags: Tags) -> None:
     ended = watch(home, Plan(tags.first, [5, 100], 60), lambda: busy(0), threading.Event())
 

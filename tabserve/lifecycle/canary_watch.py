@@ -117,19 +117,21 @@ def _observed(
 ) -> Verdict | None:
     """The verdict on one step: go or back."""
     reasons: list[str] = []
+    before = None
     for _ in range(MOST_HOLDS):
-        before = _looked(look)
+        before = before or _looked(look)
         if is_over.wait(plan.observation_seconds) or _is_elsewhere(home, said):
             return None
         after = _looked(look)
-        verdict = (
-            judge(*sides(before, after, plan.limits.p99_seconds), plan.limits)
-            if before is not None and after is not None
-            else None
-        )
-        if verdict is not None and verdict.judgement != "hold":
-            return verdict
-        reasons = verdict.reasons if verdict else ["the service did not answer"]
+        reasons = ["the service did not answer"]
+        if before is not None and after is not None:
+            stable, canary = sides(before, after, plan.limits.p99_seconds)
+            verdict = judge(stable, canary, plan.limits)
+            if verdict.judgement != "hold":
+                return verdict
+            reasons = verdict.reasons
+            if canary.n_requests >= plan.limits.fewest_requests:
+                before = after  # where there were too few they are counted on
         logger.info("nothing can be said yet: %s", "; ".join(reasons))
     return Verdict("back", [f"nothing could be said in {MOST_HOLDS} observations: {'; '.join(reasons)}"])
 

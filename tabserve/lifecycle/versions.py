@@ -29,7 +29,8 @@ def table(home: Path) -> list[str]:
     rows += [_row(model, uses.get(model.tag, []), is_last=model is models[-1]) for model in reversed(models)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     return [
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()
+        for row in rows
     ]
 
 
