@@ -20,6 +20,7 @@ from tabserve.answers import outcomes
 from tabserve.asgi import App, Receive, Scope, Send
 from tabserve.audit import NoAuditError, Refusals, audit_log, check_audit_log
 from tabserve.bodies import unwrapped
+from tabserve.connections import bound, limits_of
 from tabserve.contract import MAX_ROWS, Rows
 from tabserve.http_api import BENTOML_API, FrontDoor
 from tabserve.model_store import ModelRefusedError, StoredModel
@@ -65,6 +66,8 @@ class Worker:
     tracing: "Tracing | None" = None
     refusals: Refusals | None = None
     follower: Follower | None = None
+    watch: asyncio.Task[None] | None = None
+    """Of the connections."""
 
 
 worker = Worker()
@@ -172,6 +175,7 @@ class InFront:
                 trace_batches=worker.tracing.of_batches if worker.tracing else None,
             )
             starlette.middleware_stack = worker.tracing.around(front_door) if worker.tracing else front_door
+            worker.watch = bound(receive, limits_of(settings), telemetry.connection_refused)
             send = closing(send)
         await self._app(scope, receive, send)
 

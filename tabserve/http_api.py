@@ -35,7 +35,7 @@ from tabserve.asgi import (
 from tabserve.assignment import Arm
 from tabserve.audit import Refusals
 from tabserve.batcher import Batcher, CallerGoneError, DeadlineExceededError, Observer, Predict, RefusedError
-from tabserve.bodies import labels_of
+from tabserve.bodies import check_json, labels_of
 from tabserve.contract import MAX_ROWS, Rows
 from tabserve.engine import Scores
 from tabserve.labels import Labels, made_at
@@ -64,7 +64,7 @@ INLINE_BYTES = 8192  # of a body that needs a closer look: handing it to a threa
 
 
 Handler = Callable[[Scope, Receive], Awaitable[Answer]]
-Read = TypeVar("Read", ReadRows, Labels)
+Read = TypeVar("Read", ReadRows, Labels, None)
 TraceBatches = Callable[[Predict, Observer, str], tuple[Predict, Observer]]
 
 
@@ -158,7 +158,10 @@ class FrontDoor:
         try:
             if self._rollout.is_ready:
                 self._for_predictions()
-            receive = replaying(await self._body(scope, receive), receive)
+            body = await self._body(scope, receive)
+            if scope["method"] == "POST":
+                await self._look_closer(check_json, body)
+            receive = replaying(body, receive)
         except ClientGoneError:
             return
         except HttpError as refusal:

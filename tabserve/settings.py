@@ -39,6 +39,11 @@ SETTINGS = {
     "max_queued_rows": Setting(
         "TABSERVE_MAX_QUEUED_ROWS", "65536", "How many rows may wait for the model; more are refused at once (503)."
     ),
+    "max_connections": Setting(
+        "TABSERVE_MAX_CONNECTIONS",
+        "4096",
+        "How many connections a worker serves at once, each with one request; requests on others are refused (503).",
+    ),
     "batching": Setting(
         "TABSERVE_BATCHING",
         "true",
@@ -53,7 +58,7 @@ SETTINGS = {
         "TABSERVE_LOG_SUCCESS_SHARE",
         "0.01",
         "The share, 0 to 1, of the successful requests that get a log line; each failed one gets one, "
-        "those refused with 503 one a second.",
+        "those refused with 401, 403, 429 or 503 one a second.",
     ),
     "log_level": Setting("TABSERVE_LOG_LEVEL", "INFO", "The least severe log lines: DEBUG, INFO, WARNING or ERROR."),
     "log_url": Setting(
@@ -114,6 +119,7 @@ class Settings:
     max_body_bytes: int = 1048576
     request_timeout_ms: int = 5000
     max_queued_rows: int = 65536
+    max_connections: int = 4096
     batching: bool = True
     batch_budget_ms: int = 50
     log_success_share: float = 0.01
@@ -187,6 +193,7 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "max_body_bytes": _positive_whole_number,
     "request_timeout_ms": _positive_whole_number,
     "max_queued_rows": _positive_whole_number,
+    "max_connections": _positive_whole_number,
     "batching": _boolean,
     "batch_budget_ms": _positive_whole_number,
     "log_success_share": _share,

@@ -123,6 +123,12 @@ class Telemetry:
             ["reason"],
             registry=registry,
         )
+        self._refused_connections = Counter(
+            "tabserve_refused_connections",
+            "Connections that were refused or ended, by reason.",
+            ["reason"],
+            registry=registry,
+        )
         self.failed_batches = Counter(
             "tabserve_failed_batches",
             "Batches of which the engine raised (halved until only the requests at fault fail) or lost rows.",
@@ -173,6 +179,9 @@ class Telemetry:
 
     def value_out_of_range(self, feature: str) -> None:
         self._out_of_range.labels(feature).inc()
+
+    def connection_refused(self, reason: str) -> None:
+        self._refused_connections.labels(reason).inc()
 
     def labels_came(self, n_labels: int, delays_seconds: Sequence[float]) -> None:
         self._labels.inc(n_labels)
