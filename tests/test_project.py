@@ -81,8 +81,8 @@ def test_the_readmes_tree_has_every_file_of_the_package() -> None:
         "requirements.txt",
         "Makefile",
     }
-    docs = {"docs/benchmarks.md", "docs/decisions.md", "docs/monitoring.md", "docs/operations.md"}
-    of_the_package = {"tabserve/", "commands/", "history/", "prediction_log/", "tracing/", "training/"}
+    docs = {f"docs/{name}.md" for name in ("benchmarks", "comparison", "decisions", "monitoring", "operations")}
+    of_the_package = {"tabserve/", "commands/", "history/", "lifecycle/", "prediction_log/", "tracing/", "training/"}
     of_monitoring = {"monitoring/", "live/", "reports/", "watching/", "alerts/", "dashboards/", "soundness/", "demo/"}
     folders = {*of_the_package, *of_monitoring, "tests/", "loadtest/", "benchmark/"}
     assert listed - folders == {*(expected - {"__init__.py"}), *top, *docs}
