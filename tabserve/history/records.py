@@ -3,7 +3,8 @@
     predictions   of the window and of the models that are meant; one row each
     labels        that came since the window began, whatever prediction they are of
     latest        the last one of these for each prediction, and how many there were
-    joined        predictions, with true_label, true_value, labelled_at and is_correct; null where no label came
+    joined        predictions, with true_label, true_value, labelled_at and is_correct; null where no label came; and
+                  with business_value, which may come without a label
     rejections    of the window and of the models that are meant
 
 `label` and `value` are always among the columns of predictions, `feature:<name>` and `probability:<class>` where the
