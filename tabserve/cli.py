@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 
-from tabserve.commands import labels, log
+from tabserve.commands import ab_result, evaluate, labels, log, replay
 from tabserve.history.records import UnreadableError
 from tabserve.history.window import BadQuestionError
 from tabserve.prediction_log import CannotKeepError
@@ -42,4 +42,7 @@ def parser() -> argparse.ArgumentParser:
     groups = whole.add_subparsers(required=True, metavar="COMMAND")
     log.add_log_commands(groups.add_parser("log", help="the predictions that were made").add_subparsers(required=True))
     labels.add_label_commands(groups.add_parser("labels", help="what came true of them").add_subparsers(required=True))
+    evaluate.add_evaluate_command(groups)
+    replay.add_replay_command(groups)
+    ab_result.add_ab_result_command(groups)
     return whole

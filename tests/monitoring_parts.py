@@ -30,6 +30,7 @@ def write_predictions(
     model_version: str = "plans:1.0.0-abcdef",
     weight: float = 1.0,
     key: bytes | None = None,
+    variant: str = "champion",
 ) -> list[str]:
     """Rolled Parquet files of predictions, as a service leaves them in a log at `folder`; returns their ids.
 
@@ -40,7 +41,7 @@ def write_predictions(
         key: hashes personal features; where there is none they are left out.
     """
     personal = Personal(key)
-    columns = PredictionColumns(contract, model_version, "champion", weight, personal_are_hashed=personal.are_hashed)
+    columns = PredictionColumns(contract, model_version, variant, weight, personal_are_hashed=personal.are_hashed)
     ids = [str(uuid7()) for _ in rows]
     hidden = Predictions(ids, np.asarray(rows, np.float64), scores, model_version, contract)
     if contract.personal:
@@ -49,7 +50,7 @@ def write_predictions(
     put = [
         (
             model_version,
-            "champion",
+            variant,
             contract,
             1,
             [1],

@@ -92,7 +92,15 @@ def test_the_readme_names_only_targets_and_options_that_exist() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     # Locust's --help does not read the locustfile, so ours are asked for where they are added.
     ours = "from locust.argument_parser import get_parser; from loadtest.options import add_to; p = get_parser(); "
-    ours_too = (["log", "tail"], ["log", "stats"], ["log", "export"], ["labels", "import"])
+    ours_too = (
+        ["log", "tail"],
+        ["log", "stats"],
+        ["log", "export"],
+        ["labels", "import"],
+        ["replay"],
+        ["evaluate"],
+        ["ab-result"],
+    )
     commands = (
         *(["-m", "tabserve", *command, "--help"] for command in ours_too),
         *(["-m", f"monitoring.{command}", "--help"] for command in ("drift", "quality", "watch")),

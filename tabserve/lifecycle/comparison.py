@@ -81,7 +81,7 @@ def compare(
     groups, calibration = groups_of(pairs), calibration_of(pairs)
     verdict, because = _verdict(effect)
     stopped = _stopped(pairs, groups, calibration)
-    if stopped is not None:
+    if stopped is not None and verdict != "worse":
         verdict, because = "worse", f"{stopped} (as a whole: {because})"
     return Comparison(verdict, because, len(pairs), effect, groups, calibration)
 

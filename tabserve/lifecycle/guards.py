@@ -5,9 +5,9 @@ being left out. All that are looked at share the 5 % (Bonferroni): a model that 
 most one case of twenty, however many groups there are.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from statistics import NormalDist
 
 import numpy as np
 
@@ -93,4 +93,4 @@ def _p_value(differences: Floats, weights: Floats) -> float:
     shares = weights / weights.sum()
     mean = float(shares @ differences)
     error = float(np.sqrt(np.sum((shares * (differences - mean)) ** 2)))
-    return 2 * NormalDist().cdf(-abs(mean) / error) if error > 0 else 1.0 if mean == 0 else 0.0
+    return math.erfc(abs(mean) / error / math.sqrt(2)) if error > 0 else 1.0 if mean == 0 else 0.0
