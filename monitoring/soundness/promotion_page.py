@@ -25,7 +25,7 @@ _TITLES = {
     "rmse": f"RMSE: simulated, {FEWER_RESAMPLES} resamples",
 }
 _HEAD = (
-    "| | rows | runs | equal, called better (≤ 5 %) | worse by 0.01, called not worse or better (≤ 5 %) | worse by "
+    "| | rows | runs: equal, worse, better | equal, called better (≤ 5 %) | worse by 0.01, called not worse or better (≤ 5 %) | worse by "
     "0.01, called better (≤ 0.1 %) | equal, called not worse or better | better by 0.01, called better |\n"
     "|---|---|---|---|---|---|---|---|"
 )
@@ -72,7 +72,7 @@ def together(found: Sequence[Found]) -> dict[tuple[str, str, int, float], Found]
 
 def _row(cells: dict[tuple[str, str, int, float], Found], part: str, setting: str, n_rows: int) -> str:
     equal, worse, better = (cells.get((part, setting, n_rows, difference)) for difference in (0.0, -0.01, 0.01))
-    runs = max(one.runs for one in (equal, worse, better) if one)
+    runs = " / ".join(f"{one.runs:,}" if one else "-" for one in (equal, worse, better))
     shown = [
         _judged(equal, MOST_BETTER, equal.share("better")) if equal else "",
         _judged(worse, MOST_NOT_WORSE, worse.share("better", "not worse")) if worse else "",
@@ -80,7 +80,7 @@ def _row(cells: dict[tuple[str, str, int, float], Found], part: str, setting: st
         _percent(equal.share("better", "not worse")) if equal else "",
         _percent(better.share("better")) if better else "",
     ]
-    return f"| {setting} | {n_rows:,} | {f'{runs:,}' if runs else 'all'} | " + " | ".join(shown) + " |"
+    return f"| {setting} | {n_rows:,} | {runs if part != 'accuracy' else 'all'} | " + " | ".join(shown) + " |"
 
 
 def _judged(found: Found, most: float, share: float) -> str:
