@@ -109,7 +109,7 @@ class BodyReader:
 
 
 def labels_of(reader: LabelReader, body: bytes) -> Labels:
-    """The labels of `{"prediction_id", "label"}` or `{"labels": [the same, …]}`: all of them, or none.
+    """The labels of `{"prediction_id", "label", "business_value"}` or `{"labels": [the same, …]}`: all, or none.
 
     Raises:
         HttpError: 400 for what is no JSON, 422 for what is no label under the contract.

@@ -9,7 +9,7 @@ import os
 import sys
 
 from tabserve.chained_log import BrokenChainError
-from tabserve.commands import audit, labels, log, retrain, rollout
+from tabserve.commands import ab_result, audit, evaluate, labels, log, replay, retrain, rollout
 from tabserve.history.records import UnreadableError
 from tabserve.history.window import BadQuestionError
 from tabserve.prediction_log import CannotKeepError
@@ -49,4 +49,7 @@ def parser() -> argparse.ArgumentParser:
     )
     rollout.add_rollout_commands(groups)
     retrain.add_retrain_command(groups)
+    evaluate.add_evaluate_command(groups)
+    replay.add_replay_command(groups)
+    ab_result.add_ab_result_command(groups)
     return whole

@@ -253,10 +253,15 @@ def _schemas(contract: Contract) -> dict[str, Schema]:
     came_true = next(iter(outcome))
     label: Schema = {
         "type": "object",
-        "required": ["prediction_id", came_true],
+        "required": ["prediction_id"],
+        "anyOf": [{"required": [came_true]}, {"required": ["business_value"]}],
         "properties": {
             "prediction_id": {"type": "string", "format": "uuid"},
             came_true: {**outcome[came_true], "description": f"the {contract.target} that came true"},
+            "business_value": {
+                "type": "number",
+                "description": "what the prediction was worth, more being better; what an A/B test may compare",
+            },
         },
         "additionalProperties": False,
     }

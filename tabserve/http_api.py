@@ -336,8 +336,9 @@ class FrontDoor:
             headers = {"retry-after": str(RETRY_AFTER_SECONDS)}
             raise HttpError(503, f"The labels were not accepted: {error}; try again.", headers=headers) from error
         now = time.time()
-        delays = [max(0.0, now - moment) for moment in map(made_at, labels.ids) if moment is not None]
-        self._telemetry.labels_came(len(labels), delays)
+        labelled = labels.labelled_ids()
+        delays = [max(0.0, now - moment) for moment in map(made_at, labelled) if moment is not None]
+        self._telemetry.labels_came(len(labelled), delays)
         return json_answer({"accepted": len(labels)})
 
     # --- about the service

@@ -171,6 +171,26 @@ def test_open_segments_are_joined_whatever_filter_duckdb_makes_of_the_other_side
     assert (found.n_rows, found.n_labelled, found.n_unknown_labels) == (3100, 2, 1)
 
 
+def test_labels_of_before_there_were_business_values_are_read_beside_those_that_have_them(tmp_path: Path) -> None:
+    put = predictions([ROW] * 2)
+    log = opened(tmp_path.as_uri(), tmp_path)
+    log.put(put, 0.001)
+    log.close()
+    now = time.time()
+    write_labels(tmp_path, Labels(put.ids, ["plus", "basic"], [None, None]), [now, now], "old")
+    (old,) = tmp_path.glob("labels/*/old.parquet")
+    pq.write_table(pq.read_table(old).drop_columns("business_value"), old)
+    assert ask(tmp_path, "SELECT true_label, business_value FROM joined ORDER BY 1") == [
+        ("basic", None),
+        ("plus", None),
+    ]
+
+    write_labels(tmp_path, Labels(put.ids[:1], [None], [None], [2.5]), [now + 1], "new")
+
+    found = ask(tmp_path, "SELECT true_label, business_value, n_labels FROM latest")
+    assert sorted(found) == [("basic", None, 1), ("plus", 2.5, 1)]
+
+
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_of_several_labels_of_a_prediction_the_last_one_counts_in_whatever_order_they_are_read(

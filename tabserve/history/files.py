@@ -40,17 +40,21 @@ RECORDED = "recorded"  # the view of all predictions, those of shadows included,
 _COLUMNS = {
     RECORDED: "prediction_id VARCHAR, time TIMESTAMPTZ, model VARCHAR, version VARCHAR, contract_hash VARCHAR, "
     "variant VARCHAR, latency_ms DOUBLE, weight DOUBLE",
-    LABELS: "prediction_id VARCHAR, time TIMESTAMPTZ, label VARCHAR, value DOUBLE, source VARCHAR",
+    LABELS: "prediction_id VARCHAR, time TIMESTAMPTZ, label VARCHAR, value DOUBLE, source VARCHAR, "
+    "business_value DOUBLE",
     REJECTIONS: "time TIMESTAMPTZ, route VARCHAR, feature VARCHAR, rule VARCHAR, count BIGINT, "
     "model VARCHAR, version VARCHAR",
 }
 _PREDICTED = {"label": "VARCHAR", "value": "DOUBLE"}
 
-# By the ids as they stand: made 16 bytes of them first, the join takes a third longer (docs/decisions.md).
+# By the ids as they stand: made 16 bytes of them first, the join takes a third longer (docs/decisions.md). A label and
+# a business value may come apart: arg_max passes over those that are null, so that the last one of each counts.
 _LATEST = """
 CREATE VIEW latest AS
 SELECT prediction_id, arg_max(label, time) AS true_label, arg_max(value, time) AS true_value,
-       max(time) AS labelled_at, count(*) AS n_labels
+       arg_max(business_value, time) AS business_value,
+       max(time) FILTER (label IS NOT NULL OR value IS NOT NULL) AS labelled_at,
+       count(*) FILTER (label IS NOT NULL OR value IS NOT NULL) AS n_labels
 FROM labels GROUP BY prediction_id
 """
 _BY_ROLE = f"""
@@ -59,7 +63,8 @@ CREATE VIEW shadows AS SELECT * FROM {RECORDED} WHERE variant = '{SHADOW}'
 """
 _JOINED = """
 CREATE VIEW {joined} AS
-SELECT {rows}.*, true_label, true_value, labelled_at, CAST(label AS VARCHAR) = true_label AS is_correct
+SELECT {rows}.*, true_label, true_value, labelled_at, CAST(label AS VARCHAR) = true_label AS is_correct,
+       business_value
 FROM {rows} LEFT JOIN latest USING (prediction_id)
 """
 
