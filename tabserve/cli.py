@@ -1,6 +1,6 @@
 """The command `tabserve`: one function a subcommand, which asks the package and prints what it says.
 
-Exit codes: 0 done, 2 bad input, 3 it could not be read or saved.
+Exit codes: 0 done, 1 not good enough, 2 bad input, 3 it could not be read or saved, or not now.
 """
 
 import argparse
@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 
-from tabserve.commands import labels, log
+from tabserve.commands import labels, log, retrain
 from tabserve.history.records import UnreadableError
 from tabserve.history.window import BadQuestionError
 from tabserve.prediction_log import CannotKeepError
@@ -42,4 +42,5 @@ def parser() -> argparse.ArgumentParser:
     groups = whole.add_subparsers(required=True, metavar="COMMAND")
     log.add_log_commands(groups.add_parser("log", help="the predictions that were made").add_subparsers(required=True))
     labels.add_label_commands(groups.add_parser("labels", help="what came true of them").add_subparsers(required=True))
+    retrain.add_retrain_command(groups)
     return whole

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tabserve.history.records import ROWS_AT_ONCE, Records, UnreadableError
+from tabserve.history.sql import text
 from tabserve.history.window import Which, Window
 from tabserve.prediction_log.labels import LABELS
 from tabserve.prediction_log.places import Place
@@ -74,7 +75,7 @@ def opened_files(place: Place, window: Window, of: Which) -> Iterator[Records]:
             for table in (PREDICTIONS, REJECTIONS)
         )
         for setting, value in (("TimeZone", "UTC"), ("memory_limit", MEMORY), ("temp_directory", spill)):
-            connection.execute(f"SET {setting} = {_text(value)}")
+            connection.execute(f"SET {setting} = {text(value)}")
         connection.execute("SET preserve_insertion_order = false")  # an order costs memory; who wants one asks for it
         connection.execute("SET parquet_metadata_cache = true")
         connection.execute("SET enable_progress_bar = false")  # it would write into our output
@@ -126,7 +127,7 @@ class Files:
         parts = [f"SELECT {columns} WHERE false"]
         if files:
             # The folders say nothing that the columns do not, and would make a number of the version `1`.
-            paths = ", ".join(_text(str(path)) for path in files)
+            paths = ", ".join(text(str(path)) for path in files)
             parts.append(f"SELECT * FROM read_parquet([{paths}], union_by_name = true, hive_partitioning = false)")
         for position, segment in enumerate(segments):
             # Tables of DuckDB's own: a join makes a Bloom filter of one side for the scan of the other, and a scan of
@@ -172,7 +173,7 @@ def _of(snapshot: Snapshot, of: Which) -> Snapshot:
 def _meant(of: Which) -> str:
     """Of open segments the columns say it."""
     return "".join(
-        f" AND {key} = {_text(value)}" for key, value in (("model", of.model), ("version", of.version)) if value
+        f" AND {key} = {text(value)}" for key, value in (("model", of.model), ("version", of.version)) if value
     )
 
 
@@ -196,8 +197,3 @@ def _faults_named() -> Iterator[None]:
 
 def _moment(moment: datetime) -> str:
     return f"TIMESTAMPTZ '{moment.isoformat()}'"
-
-
-def _text(text: str) -> str:
-    escaped = text.replace("'", "''")
-    return f"'{escaped}'"

@@ -43,14 +43,22 @@ class TrainedModel:
     metadata: dict[str, Any]
 
 
-def save(model: TrainedModel, table: Table, name: str, modules: Sequence[ModuleType] = ()) -> str:
+def save(
+    model: TrainedModel,
+    table: Table,
+    name: str,
+    modules: Sequence[ModuleType] = (),
+    *,
+    same_pipeline_hash: str | None = None,
+) -> str:
     """Saves a trained model in the model store and returns its tag.
 
     Args:
         modules: the user's modules that the pipeline came from, whose code has to travel with the pickle.
+        same_pipeline_hash: that of the model whose pipeline this is, code and all, where the modules are not here.
     """
     pickled = _pickled(model.pipeline, modules)
-    fingerprint = pipeline_hash(model.pipeline, modules)
+    fingerprint = same_pipeline_hash or pipeline_hash(model.pipeline, modules)
     metadata = {
         "format": model_store.FORMAT,
         "name": name,

@@ -58,6 +58,8 @@ class Table:
     source: Source
     class_names: Mapping[Any, str]
     warnings: tuple[str, ...]
+    n_recent: int = 0
+    """So many of the latest rows are of a window of the prediction log; see `evaluation.split`."""
 
 
 @dataclass(frozen=True)
