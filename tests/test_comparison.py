@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score, root_mean_squared_error
 
-from monitoring.live.live_quality import area_under_curve
 from monitoring.soundness import challengers, promotion
 from tabserve.lifecycle import bootstrap
 from tabserve.lifecycle.comparison import LEAST_ROWS, Comparison, Decision, Need, Verdict, compare, decide
@@ -16,6 +15,7 @@ from tabserve.lifecycle.effects import UndefinedMetricError, measured
 from tabserve.lifecycle.guards import calibration_of, groups_of
 from tabserve.lifecycle.paired_tests import Discordant, discordant, interval, mcnemar, worse_by
 from tabserve.lifecycle.pairs import Pairs
+from tabserve.statistics.quality import area_under_curve
 
 SEED = 1000  # not among those of the published run
 MANY = 20_000

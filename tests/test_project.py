@@ -82,7 +82,16 @@ def test_the_readmes_tree_has_every_file_of_the_package() -> None:
         "Makefile",
     }
     docs = {f"docs/{name}.md" for name in ("benchmarks", "comparison", "decisions", "monitoring", "operations")}
-    of_the_package = {"tabserve/", "commands/", "history/", "lifecycle/", "prediction_log/", "tracing/", "training/"}
+    of_the_package = {
+        "tabserve/",
+        "commands/",
+        "history/",
+        "lifecycle/",
+        "prediction_log/",
+        "statistics/",
+        "tracing/",
+        "training/",
+    }
     of_monitoring = {"monitoring/", "live/", "reports/", "watching/", "alerts/", "dashboards/", "soundness/", "demo/"}
     folders = {*of_the_package, *of_monitoring, "tests/", "loadtest/", "benchmark/"}
     assert listed - folders == {*(expected - {"__init__.py"}), *top, *docs}

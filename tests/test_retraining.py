@@ -1,7 +1,10 @@
 """tabserve retrain: on real models, their own predictions, and a stream whose truth is known and drifts."""
 
 import fcntl
+import shlex
 import shutil
+import signal
+import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -9,9 +12,20 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import httpx
 import numpy as np
+import pandas as pd
 import pytest
-from conftest import BUILT_IN, TrainedModels, home_in_use
+from conftest import (
+    BUILT_IN,
+    ROOT,
+    TrainedModels,
+    environment,
+    free_port,
+    home_in_use,
+    running_service,
+    wait_for,
+)
 from drifting_stream import NAME, Piece, piece
 from monitoring_parts import spread, write_predictions
 from prediction_log_parts import CONTRACT, GAPS, MODEL, ROW
@@ -19,15 +33,20 @@ from test_quality import write_labels
 from test_training import OWN_PIPELINE, small_table
 
 import train as train_command
+from monitoring.watching.retraining import read_triggers
+from monitoring.watching.trigger import Call
 from tabserve import cli, model_store
-from tabserve.contract import Contract, Feature
+from tabserve.contract import MAX_ROWS, Contract, Feature
 from tabserve.history.records import opened, readable_place
-from tabserve.history.window import BadQuestionError, Which, Window
+from tabserve.history.window import BadQuestionError, Which, Window, last
 from tabserve.lifecycle import labelled_rows
-from tabserve.lifecycle.labelled_rows import LabelledRows
+from tabserve.lifecycle.labelled_rows import LabelledRows, WindowRows
 from tabserve.lifecycle.retraining import LOCK_FILE
+from tabserve.lifecycle.training_rows import Known, with_window
 from tabserve.model_store import LoadedModel
 from tabserve.rollout_state import Challenger, RolloutState, read_rollout
+from tabserve.training.evaluation import split
+from tabserve.training.table import Source, Table
 
 DAY = timedelta(days=1)
 NOW = datetime.now(UTC)
@@ -358,3 +377,135 @@ def test_of_more_rows_than_fit_some_are_taken_from_the_whole_window(
     assert 400 < len(found) < 600
     assert found.times.is_monotonic_increasing
     assert 150 < (found.times < NOW - 5 * DAY).sum() < 350
+
+
+# --- what is trained on
+
+
+def table_of(times: list[datetime] | None) -> Table:
+    """Four rows of age 0 to 3."""
+    rows = np.stack([ROW] * 4)
+    rows[:, 0] = np.arange(4)
+    moments = None if times is None else pd.Series(times)
+    return Table(CONTRACT, rows, np.zeros(4, np.int64), moments, Source("plans", "plans.csv", ""), {}, ())
+
+
+def window_of(n_rows: int) -> WindowRows:
+    """Rows of age 100 and more, over the last ten days."""
+    rows = np.stack([ROW] * n_rows)
+    rows[:, 0] = np.arange(100, 100 + n_rows)
+    return WindowRows(rows, np.ones(n_rows, np.int64), pd.Series(spread(n_rows, NOW - 10 * DAY, 10 * DAY)))
+
+
+LONG_AGO = Known(NOW - 99 * DAY, None)
+
+
+def test_the_test_is_the_latest_fifth_of_the_window_and_nothing_later_is_trained_on() -> None:
+    """The last two rows of the table are later than the test begins, two days ago."""
+    table = table_of([NOW - 50 * DAY, NOW - 40 * DAY, NOW - 1 * DAY, NOW])
+
+    both = with_window(table, window_of(50), LONG_AGO, original_share=None, seed=1)
+
+    assert both.rows[:2, 0].tolist() == [0, 1]
+    assert (len(both.rows), both.n_recent) == (52, 50)
+    assert both.warnings == ("2 rows of the table are left out: the test rows are older.",)
+    contract = CONTRACT.model_copy(update={"classes": ()})  # so that none is rare
+    parts = split(contract, both.target, both.times, 42, n_recent=both.n_recent)
+    assert both.rows[parts.train, 0].tolist() == [0, 1, *range(100, 140)]
+    assert both.rows[parts.test, 0].tolist() == list(range(140, 150))
+
+
+def test_what_may_flatter_one_of_the_models_is_said() -> None:
+    seen = Known(NOW - DAY, NOW - DAY)
+
+    both = with_window(table_of(None), window_of(50), seen, original_share=None, seed=1)
+
+    assert [warning[:30] for warning in both.warnings] == [
+        "Some test rows are older than ",
+        "Some test rows may have traine",
+    ]
+    assert with_window(table_of(None), window_of(50), LONG_AGO, original_share=None, seed=1).warnings == ()
+
+
+def test_the_table_may_be_held_to_a_share_of_what_is_trained_on() -> None:
+    """Of 40 rows of the window that are trained on 5 % of the whole are two."""
+    both = with_window(table_of(None), window_of(50), LONG_AGO, original_share=5, seed=1)
+
+    assert (both.rows[:, 0] < 100).sum() == 2
+    assert both.n_recent == 50
+
+
+# --- with a service
+
+
+def ask(client: httpx.Client, rows: Piece, contract: Contract) -> tuple[float, set[str]]:
+    """Has the service answer rows, then tells it what came true; its accuracy, and who answered."""
+    right, versions = 0, set()
+    instances, outcomes = rows.instances(contract), rows.outcome.tolist()
+    for start in range(0, len(instances), MAX_ROWS):
+        piece_of = slice(start, start + MAX_ROWS)
+        answer = client.post("/predict/batch", json={"instances": instances[piece_of]}).raise_for_status().json()
+        versions.add(answer["model_version"])
+        labels = [
+            {"prediction_id": prediction["prediction_id"], "label": outcome}
+            for prediction, outcome in zip(answer["predictions"], outcomes[piece_of], strict=True)
+        ]
+        client.post("/feedback", json={"labels": labels}).raise_for_status()
+        right += sum(p["label"] == o for p, o in zip(answer["predictions"], outcomes[piece_of], strict=True))
+    return right / len(instances), versions
+
+
+def calls(kept: Path) -> list[Call]:
+    return [call for trigger in read_triggers(kept, NAME) for call in trigger.calls]
+
+
+def test_a_service_whose_world_changed_is_watched_retrained_and_better_after_the_promotion(
+    stream: Stream, tmp_path: Path
+) -> None:
+    stale, log = stream.model(), tmp_path / "service.log"
+    settings = {"TABSERVE_LOG_URL": stream.log.as_uri()}
+    kept = tmp_path / "kept"
+    command = [sys.executable, "-m", "monitoring.watch", "--log-url", stream.log.as_uri(), "--port", str(free_port())]
+    command += ["--reports", str(kept), "--every", "1s", "--window", "5m", "--no-reports"]
+    # Which model, and why, the monitor says in its environment.
+    retrain = [sys.executable, "-m", "tabserve", "retrain", "--log-url", stream.log.as_uri(), "--window", "1h"]
+    command += ["--retrain-after-labels", "0", "--on-retrain", shlex.join([*retrain, "--original-share", "25"])]
+    with running_service(stream.home, log, **settings) as service, service.client() as client:
+        good, versions = ask(client, piece(np.zeros(500), seed=6), stale.contract)
+        assert (good > 0.75, versions) == (True, {stale.tag})
+        gone_stale, _ = ask(client, piece(np.ones(2048), seed=7), stale.contract)
+        assert gone_stale < 0.6
+        with (tmp_path / "said").open("wb") as out:
+            monitor = subprocess.Popen(command, cwd=ROOT, env=environment(stream.home), stdout=out, stderr=out)
+        try:
+            wait_for(lambda: [call for call in calls(kept) if call.outcome != "not known"], 60)
+        finally:
+            monitor.send_signal(signal.SIGTERM)
+            monitor.wait(20)
+    (trigger,) = read_triggers(kept, NAME)
+    assert trigger.calls[0].outcome == "succeeded", (tmp_path / "said").read_text()
+    assert trigger.causes == ("quality",)
+    new = metadata_of(NAME)
+    assert new["lineage"]["why"] == trigger.reasons[0]
+    assert new["lineage"]["labels"] == {"predictions_in_window": 2548, "labelled": 2548, "coverage": 1}
+    # A quarter of what it is trained on is of the table; the window is 2548 rows, 510 of them for the test.
+    assert new["lineage"]["rows"] == {"original": (2548 - 510) // 3, "window": 2548, "used": 2548}
+    state = read_rollout(stream.home / "rollout.yaml")
+    assert (state.champion, state.challenger.mode) == (stale.tag, "shadow"), "drift and quality promote nobody"
+
+    RolloutState(champion=state.challenger.model).save(stream.home / "rollout.yaml")
+    with running_service(stream.home, log, **settings) as service, service.client() as client:
+        better, versions = ask(client, piece(np.ones(1024), seed=8), stale.contract)
+    assert versions == {state.challenger.model}
+    assert better > gone_stale + 0.2
+
+    with opened(readable_place(stream.log.as_uri()), last(timedelta(hours=1))) as records:
+        told = records.rows(
+            "SELECT version, count(*), avg(CAST(is_correct AS INT)) FROM joined GROUP BY ALL ORDER BY min(time)"
+        )
+    assert [(version, n_rows) for version, n_rows, _ in told] == [
+        (stale.tag.partition(":")[2], 2548),
+        (state.challenger.model.partition(":")[2], 1024),
+    ]
+    assert told[1][2] == pytest.approx(better)
+    assert told[1][2] > told[0][2] + 0.15

@@ -9,9 +9,10 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from monitoring.live.segments import SegmentColumn, quoted, segment_column, text
 from tabserve.contract import Contract
 from tabserve.history.records import opened
+from tabserve.history.segments import SegmentColumn, segment_column
+from tabserve.history.sql import quoted, text
 from tabserve.history.window import BadQuestionError, Which, Window
 from tabserve.lifecycle.comparison import Comparison, compare
 from tabserve.lifecycle.contenders import Contenders

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from monitoring.live.live_quality import Counts, Metric, of_counts, of_scores, of_values
 from tabserve.lifecycle.comparison import Decision, amount
 from tabserve.lifecycle.evaluation import Evaluation
 from tabserve.lifecycle.guards import FEWEST_ROWS, Group
 from tabserve.lifecycle.pairs import Floats, Pairs
+from tabserve.statistics.quality import Counts, Metric, of_counts, of_scores, of_values
 
 MOST_GROUPS = 10  # the worst are the first
 

@@ -14,9 +14,9 @@ from typing import Literal
 
 from scipy.stats import chi2
 
-from monitoring.live.segments import quoted, text
 from tabserve.contract import Contract
 from tabserve.history.records import opened
+from tabserve.history.sql import quoted, text
 from tabserve.history.window import Window, length_of
 from tabserve.lifecycle.comparison import Verdict
 from tabserve.lifecycle.effects import ALPHA, MARGIN

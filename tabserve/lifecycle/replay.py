@@ -11,18 +11,18 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from monitoring.divergence import psi
-from monitoring.live.segments import quoted, text
-from monitoring.models import load
+from tabserve import model_store
 from tabserve.contract import Contract, Rows
 from tabserve.engine import Engine, Scores
 from tabserve.history.records import opened
+from tabserve.history.sql import quoted, text
 from tabserve.history.window import Which, Window
 from tabserve.lifecycle.contenders import Contenders
 from tabserve.lifecycle.logged_rows import FEATURE, SCORE, coded, columns_of, scores_of
 from tabserve.lifecycle.pairs import Floats
 from tabserve.prediction_log.places import Place
-from tabserve.reference import Bins
+from tabserve.reference import Bins, Reference
+from tabserve.statistics.divergence import psi
 
 SAMPLE = 200_000  # changes that quantiles are of: the 99.9 % quantile rests on 200 of them
 QUANTILES = (0.5, 0.9, 0.99, 0.999)
@@ -136,7 +136,7 @@ def replay(of: Contenders, place: Place, window: Window) -> Replay:
     """
     contract = of.champion.contract
     name, _, version = of.champion.tag.partition(":")
-    bins = load(name, version).reference.predictions
+    bins = Reference.load(model_store.find(of.champion.tag).directory / model_store.REFERENCE_FILE).predictions
     found, random = Replay(), np.random.default_rng(0)
     with opened(place, window, Which(name, version)) as records:
         known = next(records.batches("SELECT * FROM predictions LIMIT 0")).schema.names

@@ -164,7 +164,7 @@ def _window_rows(
         if counts.n_usable < enough:
             raise NotNowError(
                 f"{counts.n_usable} labelled rows of {name} since {window.since:%Y-%m-%d %H:%M} UTC, expected at least "
-                f"{enough}: wait for labels, or choose a longer --window or other --minimum-labels"
+                f"{enough}: wait for labels, or choose a longer --window or a lower --minimum-labels"
             )
         if counts.n_usable < FEWEST_ROWS:
             if counts.n_usable:
