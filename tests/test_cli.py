@@ -1,10 +1,12 @@
 """The command `tabserve`: with real services that answer and are told what came true."""
 
+import argparse
 import csv
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -322,3 +324,23 @@ def test_who_reads_only_the_first_lines_gets_no_complaint(models: TrainedModels,
     assert process.wait(30) == 0
     assert process.stderr
     assert process.stderr.read() == ""
+
+
+# --- help
+
+
+def test_every_command_says_what_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    def commands_of(parser: argparse.ArgumentParser, *before: str) -> Iterator[tuple[str, ...]]:
+        yield before
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for name, command in action.choices.items():
+                    yield from commands_of(command, *before, name)
+
+    known = list(commands_of(cli.parser()))
+    assert ("ab-result",) in known
+    for command in known:
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*command, "--help"])
+        assert ended.value.code == 0
+        assert "usage: tabserve" in capsys.readouterr().out

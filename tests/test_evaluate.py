@@ -323,7 +323,8 @@ def test_the_same_model_says_the_same_of_all_that_it_answered(
         model = models.load(name)
         fill(tmp_path / name, model, customers(1500, seed=4), target=target)
 
-        found = replayed(tmp_path / name, Contenders(model, model))
+        with home_in_use(models.home):
+            found = replayed(tmp_path / name, Contenders(model, model))
 
         assert (found.n_rows, found.changed, found.largest, found.off) == (1500, 0, 0, 0)
         assert set(found.divergence.values()) == {0.0}

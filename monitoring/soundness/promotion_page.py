@@ -26,7 +26,8 @@ _TITLES = {
 }
 _HEAD = (
     "| | rows | runs: equal, worse, better | equal, called better (≤ 5 %) "
-    "| worse by 0.01, called not worse or better (≤ 5 %) | worse by 0.01, called better (≤ 0.1 %) | equal, called not worse or better | better by 0.01, called better |\n"
+    "| worse by 0.01, called not worse or better (≤ 5 %) | worse by 0.01, called better (≤ 0.1 %) "
+    "| equal, called not worse or better | better by 0.01, called better |\n"
     "|---|---|---|---|---|---|---|---|"
 )
 

@@ -7,13 +7,13 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from loadtest.pages import drawn
 from tabserve.lifecycle.comparison import Decision, amount
 from tabserve.lifecycle.effects import MARGIN, Effect
 from tabserve.lifecycle.evaluation import Evaluation
 from tabserve.lifecycle.evaluation_text import metrics_of, rows_of
 from tabserve.lifecycle.guards import MOST_LOST
 from tabserve.lifecycle.pairs import Floats, Pairs
+from tabserve.statistics.drawing import drawn
 
 TEMPLATE = Path(__file__).with_name("evaluation_page.html")
 MOST_GROUPS = 25  # in the plot; the worst are the first
