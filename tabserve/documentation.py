@@ -38,11 +38,14 @@ def _read(file: str) -> bytes:
     return (_STATIC / file).read_bytes()
 
 
-# Nothing from other places, no script in the page itself; both libraries write styles into the page.
+# Nothing from other places, no script in the page itself, no frame around it, and nobody told where a link was; both
+# libraries write styles into the page.
 _PAGE_HEADERS = {
     "content-security-policy": (
-        "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; worker-src 'self' blob:"
-    )
+        "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; worker-src 'self' blob:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "referrer-policy": "no-referrer",
 }
 
 _SWAGGER = """<!DOCTYPE html>
