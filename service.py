@@ -29,17 +29,21 @@ from tabserve.prediction_log.opening import open_prediction_log, usable_url
 from tabserve.rollout import NotReadyError, Rollout, choose_model
 from tabserve.rollout_follower import Follower
 from tabserve.rollout_state import ROLLOUT_FILE
-from tabserve.served_model import ServedModel
 from tabserve.rollout_telemetry import RolloutTelemetry
+from tabserve.served_model import ServedModel
 from tabserve.settings import BadSettingError, Settings, wants_tracing
 from tabserve.shadow import Shadow
 from tabserve.telemetry import Telemetry, configure_logging, share_metrics, shared_folder
+from tabserve.tls import check_tls
 from tabserve.validation import InvalidRowsError
 
 import bentoml
+import click
 import numpy as np
+from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml.exceptions import ServiceUnavailable
 from pydantic import BaseModel, Field, PrivateAttr, RootModel, model_validator
+from starlette.middleware.cors import CORSMiddleware
 from uuid_utils import uuid7
 
 if TYPE_CHECKING:
@@ -174,10 +178,21 @@ class InFront:
                 refusals=worker.refusals,
                 trace_batches=worker.tracing.of_batches if worker.tracing else None,
             )
-            starlette.middleware_stack = worker.tracing.around(front_door) if worker.tracing else front_door
+            outermost: App = worker.tracing.around(front_door) if worker.tracing else front_door
+            starlette.middleware_stack = for_pages_of(settings.cors_origins, outermost)
             worker.watch = bound(receive, limits_of(settings), telemetry.connection_refused)
             send = closing(send)
         await self._app(scope, receive, send)
+
+
+def for_pages_of(origins: tuple[str, ...], app: App) -> App:
+    """The app as scripts of web pages of these origins may ask it; the app itself where there are none."""
+    if not origins:
+        return app
+    allowed: App = CORSMiddleware(
+        app, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["Authorization", "X-API-Key"]
+    )
+    return allowed
 
 
 def check_tracing() -> None:
@@ -195,6 +210,18 @@ def check_tracing() -> None:
         receiver.check(os.environ)
     except BadSettingError as error:
         sys.exit(f"tabserve does not start: {error}")
+
+
+def tls_files() -> tuple[str | None, str | None, str | None]:
+    """Certificate, key and the key's password, as `bentoml serve` was told or configuration.yaml says."""
+    command = click.get_current_context(silent=True)
+    told = command.params if command else {}
+    ssl = BentoMLContainer.ssl
+    return (
+        told.get("ssl_certfile") or ssl.certfile.get(),
+        told.get("ssl_keyfile") or ssl.keyfile.get(),
+        told.get("ssl_keyfile_password") or ssl.keyfile_password.get(),
+    )
 
 
 def open_tracing(telemetry: Telemetry) -> "Tracing | None":
@@ -247,6 +274,10 @@ class Tabserve:
         is_fixed = Settings.from_environment().model is not None or model_of_bento() is not None
         configure_logging(Settings.from_environment().log_level)
         check_tracing()
+        try:
+            check_tls(*tls_files())
+        except BadSettingError as error:
+            sys.exit(f"tabserve does not start: {error}")
         share_metrics()
         os.environ["TABSERVE_MODEL" if is_fixed else MODEL_AT_START] = model.tag
         try:

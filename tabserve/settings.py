@@ -89,6 +89,12 @@ SETTINGS = {
         "100000",
         "How many predictions of a worker may wait to be written; more are dropped, and counted.",
     ),
+    "cors_origins": Setting(
+        "TABSERVE_CORS_ORIGINS",
+        "",
+        "The web pages whose scripts may ask, as origins with commas between them: "
+        "`https://a.example,https://b.example`; empty for none.",
+    ),
     "audit_log": Setting(
         "TABSERVE_AUDIT_LOG",
         "",
@@ -130,6 +136,7 @@ class Settings:
     log_retention_days: int = 30
     log_spool_bytes: int = 1073741824
     log_max_queued_rows: int = 100_000
+    cors_origins: tuple[str, ...] = ()
     audit_log: str | None = None
 
     @classmethod
@@ -187,6 +194,14 @@ def _level(text: str) -> str:
     return text.upper()
 
 
+def _origins(text: str) -> tuple[str, ...]:
+    origins = tuple(origin.strip() for origin in text.split(",") if origin.strip())
+    # Not "*": whoever reads a page anywhere could ask then, with what the network around him allows.
+    if not all(re.fullmatch(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?", origin) for origin in origins):
+        raise ValueError("origins such as https://a.example or http://localhost:8080, with commas between them")
+    return origins
+
+
 _PARSERS: dict[str, Callable[[str], Any]] = {
     "model": lambda text: text or None,
     "strict_ranges": _boolean,
@@ -204,5 +219,6 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "log_retention_days": _positive_whole_number,
     "log_spool_bytes": _positive_whole_number,
     "log_max_queued_rows": _positive_whole_number,
+    "cors_origins": _origins,
     "audit_log": lambda text: text or None,
 }
