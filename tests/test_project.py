@@ -81,17 +81,10 @@ def test_the_readmes_tree_has_every_file_of_the_package() -> None:
         "requirements.txt",
         "Makefile",
     }
-    docs = {f"docs/{name}.md" for name in ("benchmarks", "comparison", "decisions", "monitoring", "operations")}
-    of_the_package = {
-        "tabserve/",
-        "commands/",
-        "history/",
-        "lifecycle/",
-        "prediction_log/",
-        "statistics/",
-        "tracing/",
-        "training/",
-    }
+    pages = ("benchmarks", "comparison", "decisions", "monitoring", "operations", "security")
+    docs = {f"docs/{name}.md" for name in pages}
+    parts = ("commands", "history", "lifecycle", "prediction_log", "statistics", "tracing", "training")
+    of_the_package = {"tabserve/", *(f"{part}/" for part in parts)}
     of_monitoring = {"monitoring/", "live/", "reports/", "watching/", "alerts/", "dashboards/", "soundness/", "demo/"}
     folders = {*of_the_package, *of_monitoring, "tests/", "loadtest/", "benchmark/"}
     assert listed - folders == {*(expected - {"__init__.py"}), *top, *docs}
@@ -102,6 +95,7 @@ def test_the_readme_names_only_targets_and_options_that_exist() -> None:
     # Locust's --help does not read the locustfile, so ours are asked for where they are added.
     ours = "from locust.argument_parser import get_parser; from loadtest.options import add_to; p = get_parser(); "
     ours_too = (
+        ["audit", "verify"],
         ["log", "tail"],
         ["log", "stats"],
         ["log", "export"],
@@ -125,6 +119,23 @@ def test_the_readme_names_only_targets_and_options_that_exist() -> None:
     assert set(re.findall(r"\bmake ([a-z]+)", README)) <= targets
     assert len(targets) <= 15
     assert set(re.findall(r"(--[a-z]+[a-z-]*)", README)) <= set(re.findall(r"(--[a-z-]+)", help_text))
+
+
+def test_each_threat_in_the_security_page_has_a_proof_that_exists() -> None:
+    page = (ROOT / "docs" / "security.md").read_text()
+    threats = re.findall(r"^\| (?!threat|---)(.+?) \|.*\| (.+) \|$", page, re.MULTILINE)
+    tests = "".join((ROOT / name).read_text() for name in tracked_files() if name.startswith("tests/test_"))
+
+    assert len(threats) >= 15
+    for threat, proof in threats:
+        named = re.findall(r"`(test_\w+)`", proof)
+        assert named or proof.startswith("the same (group "), threat
+        for name in named:
+            assert f"def {name}(" in tests, (threat, name)
+        groups = re.findall(r"`(\w+)`", proof.partition("(group")[2])
+        assert {f"def {group}() -> list[Case]" for group in groups} <= set(
+            re.findall(r"def \w+\(\) -> list\[Case\]", (ROOT / "tests" / "hostile_requests.py").read_text())
+        ), threat
 
 
 # --- settings
