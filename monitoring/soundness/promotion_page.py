@@ -25,7 +25,8 @@ _TITLES = {
     "rmse": f"RMSE: simulated, {FEWER_RESAMPLES} resamples",
 }
 _HEAD = (
-    "| | rows | runs: equal, worse, better | equal, called better (≤ 5 %) | worse by 0.01, called not worse or better (≤ 5 %) | worse by "
+    "| | rows | runs: equal, worse, better "
+    "| equal, called better (≤ 5 %) | worse by 0.01, called not worse or better (≤ 5 %) | worse by "
     "0.01, called better (≤ 0.1 %) | equal, called not worse or better | better by 0.01, called better |\n"
     "|---|---|---|---|---|---|---|---|"
 )

@@ -28,7 +28,7 @@ def add_ab_result_command(commands: Commands) -> None:
         "--detect",
         type=float,
         metavar="EFFECT",
-        help="or: end when this effect would be found with 80 % (0.01 is a point)",
+        help="or: end when this effect would be found with 80 %% (0.01 is a point)",
     )
     command.add_argument(
         "--outcome", choices=("label", "business-value"), help="what is compared (default: label, whether it came true)"
