@@ -16,6 +16,8 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tabserve import model_store
+from tabserve.access.gate import Gate
+from tabserve.access.opening import check_access, open_gate
 from tabserve.answers import outcomes
 from tabserve.asgi import App, Receive, Scope, Send
 from tabserve.audit import NoAuditError, Refusals, audit_log, check_audit_log
@@ -37,7 +39,9 @@ from tabserve.telemetry import Telemetry, configure_logging, share_metrics, shar
 from tabserve.validation import InvalidRowsError
 
 import bentoml
+import click
 import numpy as np
+from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml.exceptions import ServiceUnavailable
 from pydantic import BaseModel, Field, PrivateAttr, RootModel, model_validator
 from uuid_utils import uuid7
@@ -65,6 +69,7 @@ class Worker:
     prediction_log: PredictionLog = field(default_factory=NoPredictionLog)
     tracing: "Tracing | None" = None
     refusals: Refusals | None = None
+    gate: Gate | None = None
     follower: Follower | None = None
     watch: asyncio.Task[None] | None = None
     """Of the connections."""
@@ -165,6 +170,9 @@ class InFront:
             worker.tracing = open_tracing(telemetry)
             worker.refusals = Refusals(audit_log(settings, model_store.home()), telemetry.of_audit_log())
             worker.refusals.start()
+            worker.gate = open_gate(settings, telemetry.of_access())
+            if worker.gate is not None:
+                worker.gate.start()
             front_door = FrontDoor(
                 starlette.middleware_stack,
                 rollout=rollout,
@@ -172,6 +180,7 @@ class InFront:
                 telemetry=telemetry,
                 prediction_log=worker.prediction_log,
                 refusals=worker.refusals,
+                gate=worker.gate,
                 trace_batches=worker.tracing.of_batches if worker.tracing else None,
             )
             starlette.middleware_stack = worker.tracing.around(front_door) if worker.tracing else front_door
@@ -197,6 +206,13 @@ def check_tracing() -> None:
         sys.exit(f"tabserve does not start: {error}")
 
 
+def told_host() -> str:
+    """The address to listen on, as `bentoml serve` was told or configuration.yaml says."""
+    command = click.get_current_context(silent=True)
+    told = command.params.get("host") if command else None
+    return str(told or BentoMLContainer.http.host.get())
+
+
 def open_tracing(telemetry: Telemetry) -> "Tracing | None":
     """What records requests, where that is wanted."""
     if not wants_tracing():
@@ -218,6 +234,8 @@ def closing(send: Send) -> Send:
             await asyncio.to_thread(worker.prediction_log.close)
             if worker.refusals is not None:
                 await asyncio.to_thread(worker.refusals.close)
+            if worker.gate is not None:
+                worker.gate.close()
             if worker.tracing is not None:
                 await asyncio.to_thread(worker.tracing.close)
         await send(message)
@@ -228,6 +246,7 @@ def closing(send: Send) -> Send:
 @bentoml.service(
     name="tabserve",
     workers=1,
+    http={"host": "127.0.0.1"},  # whoever wants others to ask says so, and has keys: tabserve.access.opening
     # BentoML arms a timer per request that lives this long, whatever the answer took: short, to keep few of them.
     traffic={"timeout": 10},
     # Ours replace them: BentoML's count every unknown path as a label, and its tracing costs more than a prediction.
@@ -247,6 +266,12 @@ class Tabserve:
         is_fixed = Settings.from_environment().model is not None or model_of_bento() is not None
         configure_logging(Settings.from_environment().log_level)
         check_tracing()
+        try:
+            check_access(Settings.from_environment(), told_host())
+        except BadSettingError as error:
+            sys.exit(f"tabserve does not start: {error}")
+        # By itself uvicorn believes every process of this machine who the caller is.
+        os.environ["FORWARDED_ALLOW_IPS"] = ",".join(Settings.from_environment().trusted_proxies)
         share_metrics()
         os.environ["TABSERVE_MODEL" if is_fixed else MODEL_AT_START] = model.tag
         try:

@@ -84,6 +84,7 @@ def test_the_readmes_tree_has_every_file_of_the_package() -> None:
     docs = {f"docs/{name}.md" for name in ("benchmarks", "comparison", "decisions", "monitoring", "operations")}
     of_the_package = {
         "tabserve/",
+        "access/",
         "commands/",
         "history/",
         "lifecycle/",
