@@ -7,6 +7,7 @@ import asyncio
 import gc
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import MutableMapping
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
     from tabserve.tracing import Tracing
 
 logger = logging.getLogger("tabserve.service")
+
+LOOPBACK = "127.0.0.1"
 
 # How long another thread, such as the writer of the prediction log, may keep the interpreter from the event loop. By
 # default it is 5 ms, longer than an answer takes.
@@ -170,9 +173,7 @@ class InFront:
             worker.tracing = open_tracing(telemetry)
             worker.refusals = Refusals(audit_log(settings, model_store.home()), telemetry.of_audit_log())
             worker.refusals.start()
-            worker.gate = open_gate(settings, telemetry.of_access())
-            if worker.gate is not None:
-                worker.gate.start()
+            worker.gate = gate_of(settings, telemetry)
             front_door = FrontDoor(
                 starlette.middleware_stack,
                 rollout=rollout,
@@ -206,11 +207,32 @@ def check_tracing() -> None:
         sys.exit(f"tabserve does not start: {error}")
 
 
-def told_host() -> str:
-    """The address to listen on, as `bentoml serve` was told or configuration.yaml says."""
+def host() -> str:
+    """The address that a worker listens on; in the parent, what `bentoml serve` was told or configuration.yaml says."""
     command = click.get_current_context(silent=True)
-    told = command.params.get("host") if command else None
-    return str(told or BentoMLContainer.http.host.get())
+    told = command.params if command else {}
+    if "fd" in told:
+        with socket.socket(fileno=os.dup(told["fd"])) as listener:
+            is_of_network = listener.family in (socket.AF_INET, socket.AF_INET6)
+            return str(listener.getsockname()[0]) if is_of_network else LOOPBACK
+    return str(told.get("host") or BentoMLContainer.http.host.get())
+
+
+def gate_of(settings: Settings, telemetry: Telemetry) -> Gate | None:
+    """The gate of this worker, which ends where it cannot be had, or where it listens to strangers without one.
+
+    The parent has looked already; but it was started in another way than by `bentoml serve`, or a file has changed.
+    """
+    try:
+        check_access(settings, host())
+        gate = open_gate(settings, telemetry.of_access())
+    except BadSettingError as error:
+        logger.critical("the worker ends: %s", error)
+        logging.shutdown()
+        os._exit(1)
+    if gate is not None:
+        gate.start()
+    return gate
 
 
 def open_tracing(telemetry: Telemetry) -> "Tracing | None":
@@ -246,7 +268,7 @@ def closing(send: Send) -> Send:
 @bentoml.service(
     name="tabserve",
     workers=1,
-    http={"host": "127.0.0.1"},  # whoever wants others to ask says so, and has keys: tabserve.access.opening
+    http={"host": LOOPBACK},  # whoever wants others to ask says so, and has keys: tabserve.access.opening
     # BentoML arms a timer per request that lives this long, whatever the answer took: short, to keep few of them.
     traffic={"timeout": 10},
     # Ours replace them: BentoML's count every unknown path as a label, and its tracing costs more than a prediction.
@@ -267,7 +289,7 @@ class Tabserve:
         configure_logging(Settings.from_environment().log_level)
         check_tracing()
         try:
-            check_access(Settings.from_environment(), told_host())
+            check_access(Settings.from_environment(), host())
         except BadSettingError as error:
             sys.exit(f"tabserve does not start: {error}")
         # By itself uvicorn believes every process of this machine who the caller is.
