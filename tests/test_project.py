@@ -83,7 +83,7 @@ def test_the_readmes_tree_has_every_file_of_the_package() -> None:
     }
     pages = ("benchmarks", "comparison", "decisions", "monitoring", "operations", "security")
     docs = {f"docs/{name}.md" for name in pages}
-    parts = ("commands", "history", "lifecycle", "prediction_log", "statistics", "tracing", "training")
+    parts = ("access", "commands", "history", "lifecycle", "prediction_log", "statistics", "tracing", "training")
     of_the_package = {"tabserve/", *(f"{part}/" for part in parts)}
     of_monitoring = {"monitoring/", "live/", "reports/", "watching/", "alerts/", "dashboards/", "soundness/", "demo/"}
     folders = {*of_the_package, *of_monitoring, "tests/", "loadtest/", "benchmark/"}
