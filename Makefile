@@ -48,7 +48,8 @@ train: .venv/training.installed ## train the built-in model (another table: .ven
 
 .PHONY: test
 test: .venv/dev.installed ## install what is missing and run every test
-	@$(BIN)/pytest
+	@$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not alone"
+	@$(BIN)/pytest -m alone
 
 .PHONY: fuzz
 fuzz: .venv/dev.installed ## schemathesis against the OpenAPI page of three models, 1000 examples an operation (15 minutes)
