@@ -6,6 +6,7 @@ PYTHON ?= $(shell for name in python3.11 python3 python; do \
 HOST ?= 127.0.0.1
 PORT ?= 3000
 N ?= 3
+OF ?= alternatives
 
 # BentoML reports its use to its makers unless told not to.
 export BENTOML_DO_NOT_TRACK := True
@@ -25,7 +26,7 @@ TRAIN_IF_NONE := $(BIN)/python -c "import sys; from tabserve import model_store;
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | while IFS='|' read -r t d; do printf '  make %-10s %s\n' "$$t" "$$d"; done
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | while IFS='|' read -r t d; do printf '  make %-12s %s\n' "$$t" "$$d"; done
 
 .PHONY: serve
 serve: .venv/training.installed ## install, train if there is no model yet, serve on http://127.0.0.1:3000 (HOST=, PORT=)
@@ -69,19 +70,24 @@ format: .venv/dev.installed ## mend what ruff can mend
 .PHONY: build
 build: .venv/training.installed ## train if there is no model yet, and build the Bento
 	@$(TRAIN_IF_NONE)
-	@$(BIN)/bentoml build
+	@$(BIN)/python -m deploy.image.build --bento
+
+.PHONY: image
+image: .venv/training.installed ## the same, and an image of it, by docker, podman or buildah (IMAGE_FLAGS=--backend=podman)
+	@$(TRAIN_IF_NONE)
+	@$(BIN)/python -m deploy.image.build $(IMAGE_FLAGS)
+
+.PHONY: image-tools
+image-tools: .venv/training.installed ## the image for scheduled jobs: monitoring, training, load tests
+	@$(BIN)/python -m deploy.image.build --tools $(IMAGE_FLAGS)
+
+.PHONY: test-image
+test-image: .venv/dev.installed ## build both images on a base of Debian's packages, run them hardened (10 minutes, root)
+	@$(BIN)/pytest -m image tests/image
 
 .PHONY: bench
-bench: .venv/training.installed .venv/loadtest.installed ## measure beside the alternatives, write docs/benchmarks.md (20 minutes)
-	@$(BIN)/python -m loadtest.benchmark --write
-
-.PHONY: soak
-soak: .venv/training.installed .venv/loadtest.installed ## 70 % load for ten times traffic.timeout, write docs/benchmarks.md (3 minutes)
-	@$(BIN)/python -m loadtest.benchmark.soak --write
-
-.PHONY: capacity
-capacity: .venv/training.installed .venv/loadtest.installed ## the highest rate within the objectives, and the replicas for others (10 minutes)
-	@$(BIN)/python -m loadtest.benchmark.capacity --write
+bench: .venv/training.installed .venv/loadtest.installed ## measure, write docs/benchmarks.md: OF=alternatives (20 minutes), soak (3) or capacity (10)
+	@$(BIN)/python -m loadtest.benchmark$(if $(filter-out alternatives,$(OF)),.$(OF)) --write
 
 .PHONY: lock
 lock: .venv/dev.installed ## resolve the locks after a change of pyproject.toml: all together, then each set from that
