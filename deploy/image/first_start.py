@@ -17,8 +17,8 @@ from pathlib import Path
 # What is loaded only with other settings than those of this start. What another model would load is not here: the
 # bytecode of scikit-learn, SciPy and pandas takes 25 MB, and the model that is baked in has just loaded what it needs.
 LATER = """
-import tabserve.access.bearer_tokens, tabserve.access.shared_rate_limit, tabserve.cli, tabserve.prediction_log.postgresql
-import tabserve.prediction_log.s3, tabserve.tracing.receiver, pyarrow.fs, psycopg
+import tabserve.access.bearer_tokens, tabserve.access.shared_rate_limit, tabserve.cli, tabserve.tracing.receiver
+import tabserve.prediction_log.postgresql, tabserve.prediction_log.s3, pyarrow.fs, psycopg
 """
 LIMIT_SECONDS = 120  # nothing is compiled yet, and a builder's disk may be slow
 

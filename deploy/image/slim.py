@@ -29,6 +29,9 @@ UNUSED = (
     "onnxruntime/transformers",  # 5 together: what changes models, not what runs them
     "onnxruntime/quantization",
     "onnxruntime/tools",
+    "sklearn/datasets/data",  # tables and pictures to learn with
+    "sklearn/datasets/descr",
+    "sklearn/datasets/images",
     "numpy/_core/include",
     "numpy/_core/lib",
     "**/*.pyi",
@@ -43,7 +46,12 @@ WITH_SYMBOLS = (
     "uvloop/*.so",  # 12
     "aiohttp/**/*.so",  # 5
     "yaml/*.so",  # 2
+    "scipy/io/_fast_matrix_market/*.so",  # 2
+    "scipy/optimize/_highspy/*.so",  # 1
     "multidict/*.so",
+    "frozenlist/*.so",
+    "propcache/*.so",
+    "wrapt/*.so",
     "httptools/**/*.so",
 )
 
