@@ -81,7 +81,7 @@ def test_the_readmes_tree_has_every_file_of_the_package() -> None:
         "requirements.txt",
         "Makefile",
     }
-    docs = {f"docs/{name}.md" for name in ("benchmarks", "comparison", "decisions", "monitoring", "operations")}
+    docs = {f"docs/{name}.md" for name in ("benchmarks", "comparison", "decisions", "monitoring", "operations", "security")}
     of_the_package = {
         "tabserve/",
         "commands/",
@@ -102,6 +102,7 @@ def test_the_readme_names_only_targets_and_options_that_exist() -> None:
     # Locust's --help does not read the locustfile, so ours are asked for where they are added.
     ours = "from locust.argument_parser import get_parser; from loadtest.options import add_to; p = get_parser(); "
     ours_too = (
+        ["audit", "verify"],
         ["log", "tail"],
         ["log", "stats"],
         ["log", "export"],
@@ -114,6 +115,7 @@ def test_the_readme_names_only_targets_and_options_that_exist() -> None:
         *(["-m", "tabserve", *command, "--help"] for command in ours_too),
         *(["-m", f"monitoring.{command}", "--help"] for command in ("drift", "quality", "watch")),
         ["train.py", "--help"],
+        ["-m", "bentoml", "serve", "--help"],
         ["-m", "locust", "--help"],
         ["-c", ours + "add_to(p); print(p.format_help())"],
     )
@@ -125,6 +127,23 @@ def test_the_readme_names_only_targets_and_options_that_exist() -> None:
     assert set(re.findall(r"\bmake ([a-z]+)", README)) <= targets
     assert len(targets) <= 15
     assert set(re.findall(r"(--[a-z]+[a-z-]*)", README)) <= set(re.findall(r"(--[a-z-]+)", help_text))
+
+
+def test_each_threat_in_the_security_page_has_a_proof_that_exists() -> None:
+    page = (ROOT / "docs" / "security.md").read_text()
+    threats = re.findall(r"^\| (?!threat|---)(.+?) \|.*\| (.+) \|$", page, re.MULTILINE)
+    tests = "".join((ROOT / name).read_text() for name in tracked_files() if name.startswith("tests/test_"))
+
+    assert len(threats) >= 15
+    for threat, proof in threats:
+        named = re.findall(r"`(test_\w+)`", proof)
+        assert named or proof.startswith("the same (group "), threat
+        for name in named:
+            assert f"def {name}(" in tests, (threat, name)
+        groups = re.findall(r"`(\w+)`", proof.partition("(group")[2])
+        assert {f"def {group}() -> list[Case]" for group in groups} <= set(
+            re.findall(r"def \w+\(\) -> list\[Case\]", (ROOT / "tests" / "hostile_requests.py").read_text())
+        ), threat
 
 
 # --- settings
