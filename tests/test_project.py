@@ -115,7 +115,6 @@ def test_the_readme_names_only_targets_and_options_that_exist() -> None:
         *(["-m", "tabserve", *command, "--help"] for command in ours_too),
         *(["-m", f"monitoring.{command}", "--help"] for command in ("drift", "quality", "watch")),
         ["train.py", "--help"],
-        ["-m", "bentoml", "serve", "--help"],
         ["-m", "locust", "--help"],
         ["-c", ours + "add_to(p); print(p.format_help())"],
     )
