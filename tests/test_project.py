@@ -81,7 +81,9 @@ def test_the_readmes_tree_has_every_file_of_the_package() -> None:
         "requirements.txt",
         "Makefile",
     }
-    docs = {f"docs/{name}.md" for name in ("benchmarks", "comparison", "decisions", "monitoring", "operations", "security")}
+    docs = {
+        f"docs/{name}.md" for name in ("benchmarks", "comparison", "decisions", "monitoring", "operations", "security")
+    }
     of_the_package = {
         "tabserve/",
         "commands/",
