@@ -50,6 +50,10 @@ train: .venv/training.installed ## train the built-in model (another table: .ven
 test: .venv/dev.installed ## install what is missing and run every test
 	@$(BIN)/pytest
 
+.PHONY: fuzz
+fuzz: .venv/dev.installed ## schemathesis against the OpenAPI page of three models, 1000 examples an operation (15 minutes)
+	@FUZZ_EXAMPLES=1000 $(BIN)/pytest -s tests/test_fuzz.py
+
 .PHONY: check
 check: .venv/dev.installed ## ruff, format and types
 	@$(BIN)/ruff check .

@@ -11,26 +11,39 @@ import sys
 import time
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field, replace
+from itertools import groupby
+from operator import attrgetter
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tabserve import model_store
 from tabserve.answers import outcomes
 from tabserve.asgi import App, Receive, Scope, Send
+from tabserve.audit import NoAuditError, Refusals, audit_log, check_audit_log
 from tabserve.bodies import unwrapped
+from tabserve.connections import bound, limits_of
 from tabserve.contract import MAX_ROWS, Rows
 from tabserve.http_api import BENTOML_API, FrontDoor
 from tabserve.model_store import ModelRefusedError, StoredModel
 from tabserve.prediction_log import CannotKeepError, NoPredictionLog, PredictionLog, Predictions
 from tabserve.prediction_log.opening import open_prediction_log, usable_url
-from tabserve.rollout import NotReadyError, Rollout, ServedModel, choose_model
+from tabserve.rollout import NotReadyError, Rollout, choose_model
+from tabserve.rollout_follower import Follower
+from tabserve.rollout_state import ROLLOUT_FILE
+from tabserve.rollout_telemetry import RolloutTelemetry
+from tabserve.served_model import ServedModel
 from tabserve.settings import BadSettingError, Settings, wants_tracing
-from tabserve.telemetry import Telemetry, configure_logging, share_metrics
+from tabserve.shadow import Shadow
+from tabserve.telemetry import Telemetry, configure_logging, share_metrics, shared_folder
+from tabserve.tls import check_tls
 from tabserve.validation import InvalidRowsError
 
 import bentoml
+import click
 import numpy as np
+from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml.exceptions import ServiceUnavailable
 from pydantic import BaseModel, Field, PrivateAttr, RootModel, model_validator
+from starlette.middleware.cors import CORSMiddleware
 from uuid_utils import uuid7
 
 if TYPE_CHECKING:
@@ -42,6 +55,9 @@ logger = logging.getLogger("tabserve.service")
 # default it is 5 ms, longer than an answer takes.
 SWITCH_SECONDS = 0.0005
 
+# How the parent tells its workers which model it chose where nobody fixed one: they follow the rollout file then.
+MODEL_AT_START = "TABSERVE_MODEL_AT_START"
+
 rollout = Rollout()
 
 
@@ -49,8 +65,13 @@ rollout = Rollout()
 class Worker:
     """What a worker has only once it serves."""
 
+    rollout_counts: RolloutTelemetry | None = None
     prediction_log: PredictionLog = field(default_factory=NoPredictionLog)
     tracing: "Tracing | None" = None
+    refusals: Refusals | None = None
+    follower: Follower | None = None
+    watch: asyncio.Task[None] | None = None
+    """Of the connections."""
 
 
 worker = Worker()
@@ -63,6 +84,7 @@ class Row(RootModel[list[Any] | dict[str, Any]]):
     """
 
     _values: Any = PrivateAttr()
+    _model: Any = PrivateAttr()
 
     @property
     def values(self) -> Rows:
@@ -70,10 +92,16 @@ class Row(RootModel[list[Any] | dict[str, Any]]):
         values: Rows = self._values
         return values
 
+    @property
+    def model(self) -> ServedModel:
+        """The model by whose contract it was read, which answers it."""
+        model: ServedModel = self._model
+        return model
+
     @model_validator(mode="after")
     def _keeps_the_contract(self) -> "Row":
         try:
-            model = rollout.champion()
+            model = self._model = rollout.champion()
         except NotReadyError as error:
             raise ServiceUnavailable(str(error)) from error
         try:
@@ -136,19 +164,35 @@ class InFront:
         if scope["type"] == "lifespan":  # what Starlette is told once, before any request
             starlette = scope["app"]
             settings, telemetry = Settings.from_environment(), Telemetry()
+            worker.rollout_counts = telemetry.rollout
             worker.prediction_log = open_prediction_log(settings, model_store.home(), telemetry.of_prediction_log())
             worker.tracing = open_tracing(telemetry)
+            worker.refusals = Refusals(audit_log(settings, model_store.home()), telemetry.of_audit_log())
+            worker.refusals.start()
             front_door = FrontDoor(
                 starlette.middleware_stack,
                 rollout=rollout,
                 settings=settings,
                 telemetry=telemetry,
                 prediction_log=worker.prediction_log,
+                refusals=worker.refusals,
                 trace_batches=worker.tracing.of_batches if worker.tracing else None,
             )
-            starlette.middleware_stack = worker.tracing.around(front_door) if worker.tracing else front_door
+            outermost: App = worker.tracing.around(front_door) if worker.tracing else front_door
+            starlette.middleware_stack = for_pages_of(settings.cors_origins, outermost)
+            worker.watch = bound(receive, limits_of(settings), telemetry.connection_refused)
             send = closing(send)
         await self._app(scope, receive, send)
+
+
+def for_pages_of(origins: tuple[str, ...], app: App) -> App:
+    """The app as scripts of web pages of these origins may ask it; the app itself where there are none."""
+    if not origins:
+        return app
+    allowed: App = CORSMiddleware(
+        app, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["Authorization", "X-API-Key"]
+    )
+    return allowed
 
 
 def check_tracing() -> None:
@@ -168,6 +212,18 @@ def check_tracing() -> None:
         sys.exit(f"tabserve does not start: {error}")
 
 
+def tls_files() -> tuple[str | None, str | None, str | None]:
+    """Certificate, key and the key's password, as `bentoml serve` was told or configuration.yaml says."""
+    command = click.get_current_context(silent=True)
+    told = command.params if command else {}
+    ssl = BentoMLContainer.ssl
+    return (
+        told.get("ssl_certfile") or ssl.certfile.get(),
+        told.get("ssl_keyfile") or ssl.keyfile.get(),
+        told.get("ssl_keyfile_password") or ssl.keyfile_password.get(),
+    )
+
+
 def open_tracing(telemetry: Telemetry) -> "Tracing | None":
     """What records requests, where that is wanted."""
     if not wants_tracing():
@@ -185,7 +241,10 @@ def closing(send: Send) -> Send:
 
     async def send_when_closed(message: MutableMapping[str, Any]) -> None:
         if message["type"].startswith("lifespan.shutdown."):
+            await asyncio.to_thread(stop_following)
             await asyncio.to_thread(worker.prediction_log.close)
+            if worker.refusals is not None:
+                await asyncio.to_thread(worker.refusals.close)
             if worker.tracing is not None:
                 await asyncio.to_thread(worker.tracing.close)
         await send(message)
@@ -212,13 +271,19 @@ class Tabserve:
     def choose() -> None:  # BentoML calls it on the class
         """Before any worker starts, in their parent: checks the model, and has every worker serve this one."""
         model = chosen_model()
+        is_fixed = Settings.from_environment().model is not None or model_of_bento() is not None
         configure_logging(Settings.from_environment().log_level)
         check_tracing()
+        try:
+            check_tls(*tls_files())
+        except BadSettingError as error:
+            sys.exit(f"tabserve does not start: {error}")
         share_metrics()
-        os.environ["TABSERVE_MODEL"] = model.tag
+        os.environ["TABSERVE_MODEL" if is_fixed else MODEL_AT_START] = model.tag
         try:
             os.environ["TABSERVE_LOG_URL"] = usable_url(Settings.from_environment(), model_store.home())
-        except CannotKeepError as error:
+            check_audit_log(Settings.from_environment(), model_store.home())
+        except (CannotKeepError, NoAuditError) as error:
             sys.exit(f"tabserve does not start: {error}")
         # Where scikit-learn serves: processes scale, threads of one batch would fight for the cores of the others.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -239,14 +304,15 @@ class Tabserve:
     def predict(self, rows: Annotated[list[Row], Field(max_length=MAX_ROWS)]) -> list[Prediction]:
         """Answers rows in batches that BentoML merges from its callers."""
         # Total: it never raises, answers each row, and reads no context (which would be another caller's).
-        if not rows:
-            return []
-        model = rollout.champion()
-        try:
-            return predictions_of(model, rows)
-        except Exception:  # whatever it was, the other rows of the batch deserve an answer
-            logger.exception("a batch of BentoML's API failed, its rows are answered one by one")
-            return [predict_alone(model, row) for row in rows]
+        said: list[Prediction] = []
+        for model, of_one in groupby(rows, key=attrgetter("model")):  # while models change there may be two
+            some = list(of_one)
+            try:
+                said += predictions_of(model, some)
+            except Exception:  # whatever it was, the other rows of the batch deserve an answer
+                logger.exception("a batch of BentoML's API failed, its rows are answered one by one")
+                said += [predict_alone(model, row) for row in some]
+        return said
 
 
 Tabserve.add_asgi_middleware(InFront)  # type: ignore[attr-defined]
@@ -255,14 +321,39 @@ Tabserve.add_asgi_middleware(InFront)  # type: ignore[attr-defined]
 def load() -> None:
     """Loads the model that the parent chose and puts it in service; a worker that cannot do that ends."""
     try:
-        settings = Settings.from_environment()
-        rollout.put_in_service(model_store.load(choose_model(settings)), settings)
+        settings, counts = Settings.from_environment(), worker.rollout_counts or Telemetry().rollout
+        if settings.model is None:
+            follow(settings, counts)
+        else:
+            rollout.put_in_service(model_store.load(choose_model(settings)), settings)
+            counts.in_service(rollout.now.models, is_paused=False)
         quiet_collector()
         sys.setswitchinterval(SWITCH_SECONDS)
     except Exception:
         logger.critical("the model cannot be loaded, the worker ends", exc_info=True)
         logging.shutdown()
         os._exit(1)
+
+
+def follow(settings: Settings, counts: RolloutTelemetry) -> None:
+    """Serves what the rollout file says, from now on."""
+    shared = shared_folder()
+    worker.follower = Follower(
+        rollout,
+        model_store.home() / ROLLOUT_FILE,
+        settings=settings,
+        observer=counts,
+        shadow_of=lambda model, share: Shadow(model, share, worker.prediction_log, counts),
+        accepted=shared / ROLLOUT_FILE if shared else None,
+    )
+    worker.follower.begin(otherwise=os.environ.get(MODEL_AT_START) or choose_model(settings).tag)
+
+
+def stop_following() -> None:
+    if worker.follower is not None:
+        worker.follower.close()
+    if rollout.is_ready and rollout.now.shadow is not None:
+        rollout.now.shadow.close()
 
 
 def quiet_collector() -> None:

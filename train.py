@@ -16,9 +16,10 @@ from sklearn.pipeline import Pipeline
 
 from tabserve import model_store
 from tabserve.training import artifact, pipelines, recipe
+from tabserve.training.arguments import Arguments
 from tabserve.training.columns import BadTableError
 from tabserve.training.evaluation import Gates
-from tabserve.training.table import Columns, Table, builtin_table, read_rules, read_table
+from tabserve.training.table import Table, read_rules
 
 logger = logging.getLogger("train")
 
@@ -27,11 +28,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        table = load_table(options)
-        gates(options).check(table.contract)
+        told = arguments_of(options)
+        table = told.read_table()
+        told.gates.check(table.contract)
         with contextlib.redirect_stdout(sys.stderr):  # whatever a user's code prints, the tag alone is our output
-            pipeline, modules = choose_pipeline(options, table)
-            model = recipe.train(table, pipeline, gates(options), seed=pipelines.SEED, engine=options.engine)
+            pipeline, modules = choose_pipeline(told, table)
+            model = recipe.train(table, pipeline, told)
             tag = artifact.save(model, table, options.name or table.source.name, modules)
     except BadTableError as error:
         logger.error("bad input: %s", error)
@@ -95,28 +97,30 @@ def number(text: str) -> float:
     return float(text)
 
 
-def load_table(options: argparse.Namespace) -> Table:
-    if options.data is None:
-        return builtin_table()
-    ids = tuple(name for name in map(str.strip, options.id_columns.split(",")) if name)
-    columns = Columns(options.target, ids, options.time_column)
-    rules = read_rules(options.rules) if options.rules else {}
-    return read_table(options.data, columns, task=None if options.task == "auto" else options.task, rules=rules)
-
-
-def choose_pipeline(options: argparse.Namespace, table: Table) -> tuple[Pipeline, tuple[ModuleType, ...]]:
-    """The unfitted pipeline, and the user's modules that it needs."""
-    if options.estimator:
-        own = pipelines.user_pipeline(options.estimator, table.contract)
-        return own.pipeline, own.modules
-    return pipelines.builtin_pipeline() if options.data is None else pipelines.default_pipeline(table.contract), ()
-
-
-def gates(options: argparse.Namespace) -> Gates:
+def arguments_of(options: argparse.Namespace) -> Arguments:
     min_accuracy = options.min_accuracy
     if min_accuracy is None and options.data is None:
         min_accuracy = 0.92
-    return Gates(min_accuracy, options.min_roc_auc, options.max_mae, options.max_latency_ms)
+    return Arguments(
+        data=None if options.data is None else str(options.data),
+        target=options.target,
+        id_columns=tuple(name for name in map(str.strip, options.id_columns.split(",")) if name),
+        time_column=options.time_column,
+        task=None if options.task == "auto" else options.task,
+        rules=read_rules(options.rules) if options.rules else {},
+        estimator=options.estimator,
+        engine=options.engine,
+        gates=Gates(min_accuracy, options.min_roc_auc, options.max_mae, options.max_latency_ms),
+        seed=pipelines.SEED,
+    )
+
+
+def choose_pipeline(told: Arguments, table: Table) -> tuple[Pipeline, tuple[ModuleType, ...]]:
+    """The unfitted pipeline, and the user's modules that it needs."""
+    if told.estimator:
+        own = pipelines.user_pipeline(told.estimator, table.contract)
+        return own.pipeline, own.modules
+    return pipelines.builtin_pipeline() if told.data is None else pipelines.default_pipeline(table.contract), ()
 
 
 if __name__ == "__main__":

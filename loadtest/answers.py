@@ -69,8 +69,10 @@ class AnswerCheck:
         predictions = _one_a_row(answer["predictions"], n_rows)
         _require(answer["n_instances"] == n_rows, "n_instances is not the number of rows", answer["n_instances"])
         for number, prediction in enumerate(predictions, start):
-            _check_keys(prediction, {"prediction_id", *self._outcome}, may_have={"warnings"})
-            self._check_prediction(prediction, number, answer["model_version"])
+            _check_keys(prediction, {"prediction_id", *self._outcome}, may_have={"warnings", "model_version"})
+            version = prediction.get("model_version", answer["model_version"])
+            self._check_version(version)
+            self._check_prediction(prediction, number, version)
 
     def bento(self, status: int, body: bytes, start: int, n_rows: int) -> None:
         """The same for BentoML's own API, which names what a prediction does not have as null."""

@@ -2,10 +2,11 @@
 
 import contextlib
 import fcntl
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from tabserve.statistics.drawing import drawn
 
 
 def replace_section(document: Path, name: str, text: str) -> None:
@@ -49,19 +50,3 @@ def figure(path: Path) -> Iterator[Any]:
         yield plt
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(picture.getvalue(), encoding="utf-8")
-
-
-@contextlib.contextmanager
-def drawn() -> Iterator[tuple[Any, io.StringIO]]:
-    """Gives matplotlib's pyplot, and a text that holds what was drawn as SVG once the block has ended."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "tabserve"
-    from matplotlib import pyplot as plt
-
-    picture = io.StringIO()
-    yield plt, picture
-    plt.tight_layout()
-    plt.savefig(picture, format="svg", metadata={"Date": None})
-    plt.close()

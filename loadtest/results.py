@@ -14,6 +14,7 @@ from locust.stats import PERCENTILES_TO_REPORT, StatsCSV, StatsEntry, StatsError
 
 from loadtest import pages, provenance, slo
 from loadtest.timeline import Interval
+from tabserve.statistics.drawing import drawn
 
 TEMPLATE = Path(__file__).parent / "report.html"
 PAGE, TIMELINE, REQUESTS, FAILURES = "report.html", "timeline.csv", "requests.csv", "failures.csv"
@@ -146,7 +147,7 @@ _COLOURS = ("#b03a2e", "#e59866", "#2e6da4")
 def _plots(run: Ended) -> str:
     """All panels below each other, over the same seconds, as SVG."""
     seconds = [interval.seconds for interval in run.intervals]
-    with pages.drawn() as (plt, picture):
+    with drawn() as (plt, picture):
         figure, axes = plt.subplots(3, 2, figsize=(11, 8), sharex=True)
         for axis, (title, unit, shown, is_log) in zip(axes.flat, _PANELS, strict=True):
             for (name, label), colour in zip(shown.items(), _COLOURS, strict=False):

@@ -14,12 +14,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from monitoring.commands import ALARM, ERROR, FAULTS, TOO_FEW, exit_code, fails, say
-from monitoring.live.segments import SegmentColumn, segment_column
 from monitoring.live.text import text_of
 from monitoring.live.version_quality import find_quality
 from monitoring.metrics import push
 from monitoring.models import MonitoredModel, known, load, log_place, versions_in
 from monitoring.reports.keeping import keep
+from tabserve.history.segments import SegmentColumn, segment_column
 from tabserve.history.window import BadQuestionError, Window, length_of, which
 
 logger = logging.getLogger("monitoring.quality")

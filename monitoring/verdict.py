@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 
-from monitoring.divergence import kl, kl_by_chance, psi, psi_by_chance
+from tabserve.statistics.divergence import kl, kl_by_chance, psi, psi_by_chance
 
 Level = Literal["too few rows", "quiet", "warning", "alarm"]
 LEVELS: tuple[Level, ...] = get_args(Level)  # the worst last

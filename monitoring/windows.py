@@ -12,12 +12,12 @@ from typing import Any, Literal
 import pandas as pd
 import pyarrow as pa
 
-from monitoring.divergence import effective_rows
 from monitoring.verdict import Binned
 from tabserve.contract import Contract, Feature
 from tabserve.history.records import Records
 from tabserve.prediction_log.columns import prediction_schema
 from tabserve.reference import Bins, Reference
+from tabserve.statistics.divergence import effective_rows
 
 SAMPLE_ROWS = 20_000  # of a window; enough for the plots of a report, and what reports take does not grow
 _LABELS_ROUTE = "/feedback"  # its rejected values are of labels, and none of a row

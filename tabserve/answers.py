@@ -20,8 +20,8 @@ class Answer(NamedTuple):
     body: bytes
     content_type: str = "application/json"
     headers: Mapping[str, str] = MappingProxyType({})
-    predictions: Predictions | None = None
-    """What was predicted, for the log."""
+    predictions: tuple[Predictions, ...] = ()
+    """What was predicted, by each model that was asked, for the log."""
 
 
 class HttpError(Exception):

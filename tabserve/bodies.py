@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
-from tabserve.answers import HttpError, unprocessable
+from tabserve.answers import HttpError, quoted, unprocessable
 from tabserve.contract import MAX_ROWS, Feature
 from tabserve.labels import LabelReader, Labels
 from tabserve.validation import (
@@ -21,6 +21,12 @@ from tabserve.validation import (
 
 ONE_EXPECTED = 'expected {"features": [values in order]} or {"features": {name: value}}'
 MANY_EXPECTED = 'expected {"instances": [rows]}, each a list of values or an object of names and values'
+
+# What the decoders raise; the second for a key that is no UTF-8.
+NO_USUAL_BODY = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+# Of a body that needs no closer look: those of its one key, since no value is a text. A key that stands there twice
+# has more, of which the decoders would take the last one without a word.
+QUOTES = 2
 
 
 def unwrapped(instance: Any) -> Any:
@@ -54,20 +60,20 @@ class BodyReader:
 
     def quick_one(self, body: bytes) -> ReadRows | None:
         """The row of `{"features": row}` where it needs no closer look, else None. Takes 2 µs."""
-        if self._one is None:
+        if self._one is None or body.count(b'"') != QUOTES:
             return None
         try:
             return ReadRows(np.array((self._one.decode(body).features,), dtype=np.float64))
-        except msgspec.MsgspecError:
+        except NO_USUAL_BODY:
             return None
 
     def quick_many(self, body: bytes) -> ReadRows | None:
         """The rows of `{"instances": [row, …]}` where they need no closer look, else None. Takes 2 µs a row."""
-        if self._many is None:
+        if self._many is None or body.count(b'"') != QUOTES:
             return None
         try:
             return self._rows.with_warnings(np.array(self._many.decode(body).instances, dtype=np.float64))
-        except (msgspec.MsgspecError, InvalidRowsError):
+        except (*NO_USUAL_BODY, InvalidRowsError):
             return None
 
     def one(self, body: bytes) -> ReadRows:
@@ -103,7 +109,7 @@ class BodyReader:
 
 
 def labels_of(reader: LabelReader, body: bytes) -> Labels:
-    """The labels of `{"prediction_id", "label"}` or `{"labels": [the same, …]}`: all of them, or none.
+    """The labels of `{"prediction_id", "label", "business_value"}` or `{"labels": [the same, …]}`: all, or none.
 
     Raises:
         HttpError: 400 for what is no JSON, 422 for what is no label under the contract.
@@ -149,10 +155,21 @@ def _decoder_of(key: str, content: Any) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(msgspec.defstruct("Body", [(key, content)], forbid_unknown_fields=True))
 
 
+def check_json(body: bytes) -> None:
+    """Whether a body is JSON that whoever reads it reads alike.
+
+    Raises:
+        HttpError: 400 where it is not.
+    """
+    _parse(body, 'expected {"rows": [rows]}')
+
+
 def _parse(body: bytes, expected: str) -> Any:
     """JSON as people write it, the bare words NaN and Infinity included, so that they can be refused by name."""
     try:
-        return json.loads(body.decode("utf-8"), parse_int=_parse_integer)
+        return json.loads(body.decode("utf-8"), parse_int=_parse_integer, object_pairs_hook=_object)
+    except DuplicateKeyError as error:
+        raise HttpError(400, f"The body has the key {quoted(str(error))} twice in one object; {expected}.") from error
     except UnicodeDecodeError as error:
         raise HttpError(400, f"The body is not UTF-8 (byte {error.start}); {expected}.") from error
     except json.JSONDecodeError as error:
@@ -160,6 +177,19 @@ def _parse(body: bytes, expected: str) -> Any:
         raise HttpError(400, f"The body is not JSON: {error.msg} at {place}; {expected}.") from error
     except RecursionError as error:
         raise HttpError(400, f"The body is nested too deeply; {expected}.") from error
+
+
+class DuplicateKeyError(ValueError):
+    """The key."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON does not say which of two equal keys counts: someone before us may have looked at the other one."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise DuplicateKeyError(next(key for key in keys if keys.count(key) > 1))
+    return found
 
 
 def _parse_integer(digits: str) -> int | float:

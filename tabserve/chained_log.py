@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 FIRST = "0" * 64  # what stands before the first line
-_TAIL_BYTES = 65_536  # of a file that are read to find its last line; a line is less
+_LINE_BYTES = 65_536  # that a line may have
+_TAIL_BYTES = 2 * _LINE_BYTES  # of a file that are read to find its last line: one that was never finished may follow
 
 
 class BrokenChainError(Exception):
@@ -43,6 +44,7 @@ class ChainedLog:
         Raises:
             OSError: where the file cannot be written.
             BrokenChainError: where its last line is none of ours.
+            ValueError: for more than 64 KiB.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._locked() as file:
@@ -54,10 +56,27 @@ class ChainedLog:
                 "previous": self._last_hash(file),
             }
             line["hash"] = _hash(line)
-            file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            text = _text(line)
+            if len(text) > _LINE_BYTES:
+                raise ValueError(f"a line of {self.path} would have {len(text)} bytes, expected at most {_LINE_BYTES}")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         return line
+
+    def check(self) -> None:
+        """Whether a line could be appended; makes the file where there is none.
+
+        Raises:
+            OSError, BrokenChainError: as `append`.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._locked() as file:
+            self._last_hash(file)
+
+    def size(self) -> int:
+        """In bytes; 0 where there is no file."""
+        return self.path.stat().st_size if self.path.exists() else 0
 
     def lines(self) -> list[dict[str, Any]]:
         """Every line, oldest first, checked; none where there is no file.
@@ -65,23 +84,29 @@ class ChainedLog:
         Raises:
             BrokenChainError: for the first line that was changed, or stands where it was not written.
         """
+        return list(self.checked())
+
+    def checked(self) -> Iterator[dict[str, Any]]:
+        """The same one by one, for a file that is large. A last line without an end was never finished, and is none."""
         try:
-            content = self.path.read_bytes()
+            file = self.path.open("rb")
         except FileNotFoundError:
-            return []
-        lines = []
+            return
         previous = FIRST
-        for number, text in enumerate(content.splitlines(), start=1):
-            try:
-                line = json.loads(text)
-                is_whole = line["previous"] == previous and line["hash"] == _hash(line)
-            except (ValueError, KeyError, TypeError):
-                is_whole = False
-            if not is_whole:
-                raise BrokenChainError(f"line {number} of {self.path} is not as written, or one before it is gone")
-            previous = line["hash"]
-            lines.append(line)
-        return lines
+        with file:
+            for number, text in enumerate(file, start=1):
+                if not text.endswith(b"\n"):
+                    return
+                try:
+                    line = json.loads(text)
+                    # As bytes too: a key that stands there twice, or a space more, is not in what JSON says.
+                    is_whole = line["previous"] == previous and line["hash"] == _hash(line) and text == _text(line)
+                except (ValueError, KeyError, TypeError, RecursionError):
+                    is_whole = False
+                if not is_whole:
+                    raise BrokenChainError(f"line {number} of {self.path} is not as written, or one before it is gone")
+                previous = line["hash"]
+                yield line
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[BinaryIO]:
@@ -117,6 +142,14 @@ def user() -> str:
     return f"{name}@{socket.gethostname()}"
 
 
+def _text(line: dict[str, Any]) -> bytes:
+    return _encoded(json.dumps(line, ensure_ascii=False)) + b"\n"
+
+
 def _hash(line: dict[str, Any]) -> str:
     said = {key: value for key, value in line.items() if key != "hash"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(_encoded(json.dumps(said, sort_keys=True, ensure_ascii=False))).hexdigest()
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")  # half a character is spelt as JSON does

@@ -1,6 +1,6 @@
 """The command `tabserve`: one function a subcommand, which asks the package and prints what it says.
 
-Exit codes: 0 done, 2 bad input, 3 it could not be read or saved.
+Exit codes: 0 done, 1 it was looked at and is not good, 2 bad input, 3 it could not be read, saved or said, or not now.
 """
 
 import argparse
@@ -8,11 +8,13 @@ import logging
 import os
 import sys
 
-from tabserve.commands import labels, log
+from tabserve.chained_log import BrokenChainError
+from tabserve.commands import ab_result, audit, evaluate, labels, log, replay, retrain, rollout
 from tabserve.history.records import UnreadableError
 from tabserve.history.window import BadQuestionError
 from tabserve.prediction_log import CannotKeepError
 from tabserve.prediction_log.elsewhere import RefusedError
+from tabserve.rollout_state import BadRolloutError
 from tabserve.settings import BadSettingError
 
 logger = logging.getLogger("tabserve.cli")
@@ -24,13 +26,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         code: int = options.run(options)
         sys.stdout.flush()
-    except (BadQuestionError, BadSettingError, CannotKeepError) as error:
+    except (BadQuestionError, BadSettingError, CannotKeepError, BadRolloutError) as error:
         logger.error("bad input: %s", error)
         return 2
     except BrokenPipeError:  # who reads has seen enough; Python would complain once more when it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (OSError, UnreadableError, RefusedError) as error:
+    except (OSError, UnreadableError, RefusedError, BrokenChainError) as error:
         logger.error("failed: %s", error)
         return 3
     return code
@@ -42,4 +44,12 @@ def parser() -> argparse.ArgumentParser:
     groups = whole.add_subparsers(required=True, metavar="COMMAND")
     log.add_log_commands(groups.add_parser("log", help="the predictions that were made").add_subparsers(required=True))
     labels.add_label_commands(groups.add_parser("labels", help="what came true of them").add_subparsers(required=True))
+    audit.add_audit_commands(
+        groups.add_parser("audit", help="who did what, and who was refused").add_subparsers(required=True)
+    )
+    rollout.add_rollout_commands(groups)
+    retrain.add_retrain_command(groups)
+    evaluate.add_evaluate_command(groups)
+    replay.add_replay_command(groups)
+    ab_result.add_ab_result_command(groups)
     return whole

@@ -38,11 +38,14 @@ def _read(file: str) -> bytes:
     return (_STATIC / file).read_bytes()
 
 
-# Nothing from other places, no script in the page itself; both libraries write styles into the page.
+# Nothing from other places, no script in the page itself, no frame around it, and nobody told where a link was; both
+# libraries write styles into the page.
 _PAGE_HEADERS = {
     "content-security-policy": (
-        "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; worker-src 'self' blob:"
-    )
+        "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; worker-src 'self' blob:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "referrer-policy": "no-referrer",
 }
 
 _SWAGGER = """<!DOCTYPE html>
@@ -100,14 +103,19 @@ def openapi(model: LoadedModel) -> Schema:
     one_as_object = {"features": dict(zip(contract.names, instances[0], strict=True))}
     outcome = "value" if contract.task == "regression" else "label"
     a_label = {"prediction_id": AN_ID, outcome: contract.classes[0] if contract.classes else 1.0}
+    of_any_request = {
+        "408": _error("The head of the request did not come in time, or its body."),
+        "431": _error("The head of the request is too large."),
+        "503": _error("Too many connections, or as the operation says."),
+    }
     refusals = {
-        "400": _error("The body is not JSON."),
-        "408": _error("The body did not come in time."),
+        **of_any_request,
+        "400": _error("The body is not JSON, has a key twice in one object, or is not the gzip that it says."),
         "413": _error("The body is too large."),
-        "415": _error("The body is of another media type."),
+        "415": _error("The body is of another media type, or encoded otherwise than by gzip."),
         "422": _error("The request breaks the contract; `detail` names row, feature and rule."),
         "500": _error("The service failed; its log says why."),
-        "503": _error("No model is ready, or it is overloaded; Retry-After says when to try again."),
+        "503": _error("No model is ready, it is overloaded, or paused; Retry-After says when to try again."),
         "504": _error("The time passed before there was an answer."),
     }
     return {
@@ -202,12 +210,18 @@ def openapi(model: LoadedModel) -> Schema:
                     },
                 }
             },
-            "/health": {"get": _get("health", "Whether the process is alive", "The state.")},
+            "/health": {
+                "get": {
+                    **_get("health", "Whether the process is alive", "The state."),
+                    "responses": {"200": _content("The state.", {"type": "object"}), **of_any_request},
+                }
+            },
             "/ready": {
                 "get": {
                     **_get("ready", "Whether it can answer", "A model is loaded and warmed up."),
                     "responses": {
                         "200": _content("A model is loaded and warmed up.", {"type": "object"}),
+                        **of_any_request,
                         "503": _error("Not yet."),
                     },
                 }
@@ -215,7 +229,11 @@ def openapi(model: LoadedModel) -> Schema:
             "/metadata": {
                 "get": {
                     **_get("metadata", "The model in service, its metrics and its contract", ""),
-                    "responses": {"200": _content("The metadata.", {"type": "object"}), "503": refusals["503"]},
+                    "responses": {
+                        "200": _content("The metadata.", {"type": "object"}),
+                        **of_any_request,
+                        "503": refusals["503"],
+                    },
                 }
             },
             "/metrics": {
@@ -224,7 +242,8 @@ def openapi(model: LoadedModel) -> Schema:
                     "tags": ["service"],
                     "summary": "Metrics for Prometheus",
                     "responses": {
-                        "200": {"description": "Metrics.", "content": {"text/plain": {"schema": {"type": "string"}}}}
+                        "200": {"description": "Metrics.", "content": {"text/plain": {"schema": {"type": "string"}}}},
+                        **of_any_request,
                     },
                 }
             },
@@ -253,10 +272,15 @@ def _schemas(contract: Contract) -> dict[str, Schema]:
     came_true = next(iter(outcome))
     label: Schema = {
         "type": "object",
-        "required": ["prediction_id", came_true],
+        "required": ["prediction_id"],
+        "anyOf": [{"required": [came_true]}, {"required": ["business_value"]}],
         "properties": {
             "prediction_id": {"type": "string", "format": "uuid"},
             came_true: {**outcome[came_true], "description": f"the {contract.target} that came true"},
+            "business_value": {
+                "type": "number",
+                "description": "what the prediction was worth, more being better; what an A/B test may compare",
+            },
         },
         "additionalProperties": False,
     }
@@ -308,7 +332,17 @@ def _schemas(contract: Contract) -> dict[str, Schema]:
             "required": ["prediction_id", *outcome, *of_answer],
             "properties": {**of_row, **of_answer},
         },
-        "RowPrediction": {"type": "object", "required": ["prediction_id", *outcome], "properties": of_row},
+        "RowPrediction": {
+            "type": "object",
+            "required": ["prediction_id", *outcome],
+            "properties": {
+                **of_row,
+                "model_version": {
+                    "type": "string",
+                    "description": "of this row; there where a feature of it decides which model answers",
+                },
+            },
+        },
         "Predictions": {
             "type": "object",
             "required": ["predictions", "n_instances", *of_answer],
@@ -343,10 +377,8 @@ def _feature(feature: Feature) -> Schema:
         schema["enum"] = [*feature.categories, *([None] if feature.may_be_missing else [])]
         return schema
     schema["type"] = [feature.kind, "null"] if feature.may_be_missing else feature.kind
-    if feature.hard_minimum is not None:
-        schema["minimum"] = feature.hard_minimum
-    if feature.hard_maximum is not None:
-        schema["maximum"] = feature.hard_maximum
+    if feature.kind != "boolean":
+        schema["minimum"], schema["maximum"] = feature.lowest, feature.highest
     if feature.minimum is not None and feature.maximum is not None:
         schema["description"] = f"seen in training: {feature.minimum:g} to {feature.maximum:g}"
     return schema

@@ -9,7 +9,7 @@ Every error of these routes is `{"error": sentence, "detail": [{"row", "feature"
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
@@ -32,14 +32,17 @@ from tabserve.asgi import (
     send_answer,
     still_connected,
 )
+from tabserve.assignment import Arm
+from tabserve.audit import Refusals
 from tabserve.batcher import Batcher, CallerGoneError, DeadlineExceededError, Observer, Predict, RefusedError
-from tabserve.bodies import labels_of
-from tabserve.contract import MAX_ROWS
+from tabserve.bodies import check_json, labels_of
+from tabserve.contract import MAX_ROWS, Rows
 from tabserve.engine import Scores
 from tabserve.labels import Labels, made_at
 from tabserve.prediction_log import CannotKeepError, NoRoomError, PredictionLog, Predictions
 from tabserve.request_log import RequestLog
-from tabserve.rollout import NotReadyError, Rollout, ServedModel
+from tabserve.rollout import InService, NotReadyError, Rollout
+from tabserve.served_model import ServedModel
 from tabserve.settings import Settings
 from tabserve.telemetry import METRICS_CONTENT_TYPE, Telemetry
 from tabserve.validation import ReadRows
@@ -51,13 +54,17 @@ BENTOML_PATHS = frozenset({BENTOML_API, "/livez", "/healthz", "/readyz", "/docs.
 BENTOML_FILES = "/static_content/"
 
 RETRY_AFTER_SECONDS = 1
+RETRY_PAUSED_SECONDS = 30  # a pause ends when a person says so
+
+# The errors that the audit log has, and what it says of them.
+REFUSED_ACCESS = {401: "not known", 403: "not allowed", 429: "too many requests"}
 
 ROWS_OF_A_TURN = 128  # of an answer are written before the event loop looks at others: 0.2 ms
 INLINE_BYTES = 8192  # of a body that needs a closer look: handing it to a thread takes about as long as looking
 
 
 Handler = Callable[[Scope, Receive], Awaitable[Answer]]
-Read = TypeVar("Read", ReadRows, Labels)
+Read = TypeVar("Read", ReadRows, Labels, None)
 TraceBatches = Callable[[Predict, Observer, str], tuple[Predict, Observer]]
 
 
@@ -67,6 +74,7 @@ class FrontDoor:
     Args:
         app: BentoML's app, which answers what is its own.
         rollout: says which model answers.
+        refusals: records who was refused access.
         trace_batches: puts engine and observer of a batcher, of the model so named, where their batches are recorded.
     """
 
@@ -78,6 +86,7 @@ class FrontDoor:
         settings: Settings,
         telemetry: Telemetry,
         prediction_log: PredictionLog,
+        refusals: Refusals | None = None,
         trace_batches: TraceBatches | None = None,
     ) -> None:
         self._app = app
@@ -85,13 +94,14 @@ class FrontDoor:
         self._settings = settings
         self._telemetry = telemetry
         self._prediction_log = prediction_log
+        self._refusals = refusals
         self._trace_batches = trace_batches
         self._timeout_seconds = settings.request_timeout_ms / 1000
         self._started = time.monotonic()
         self._request_log = RequestLog(settings.log_success_share)
-        # For what would hold up the event loop, which has probes to answer: long batches, and bodies that are looked at
-        # value by value. Two threads, because a body must not wait for a batch to learn that there is no room for it.
-        self._engine_thread = ThreadPoolExecutor(1, thread_name_prefix="tabserve-engine")
+        # For what would hold up the event loop, which has probes to answer: bodies that are looked at value by value.
+        # Long batches have a thread for each model: a body must not wait for one to learn that there is no room for it,
+        # and a champion not for its challenger.
         self._reader_thread = ThreadPoolExecutor(1, thread_name_prefix="tabserve-reader")
         self._batchers: WeakKeyDictionary[ServedModel, Batcher] = WeakKeyDictionary()
         self._routes: dict[str, tuple[str, Handler]] = {
@@ -146,7 +156,12 @@ class FrontDoor:
         started = time.perf_counter()
         error: Exception | None = None
         try:
-            receive = replaying(await self._body(scope, receive), receive)
+            if self._rollout.is_ready:
+                self._for_predictions()
+            body = await self._body(scope, receive)
+            if scope["method"] == "POST":
+                await self._look_closer(check_json, body)
+            receive = replaying(body, receive)
         except ClientGoneError:
             return
         except HttpError as refusal:
@@ -165,10 +180,16 @@ class FrontDoor:
     # --- predictions
 
     async def _predict(self, scope: Scope, receive: Receive) -> Answer:
-        model, batcher = self._model_with_room(scope)
+        in_service = self._for_predictions()
+        arm = in_service.only or in_service.arm_of_request(scope)
+        batcher = self._batcher_with_room(arm.model, scope) if arm else None
         body = await self._body(scope, receive)
-        rows = model.bodies.quick_one(body) or await self._look_closer(model.bodies.one, body)
-        scores = await self._score(batcher, rows, scope, receive)
+        bodies = in_service.champion.bodies
+        rows = bodies.quick_one(body) or await self._look_closer(bodies.one, body)
+        if arm is None:
+            (arm,) = scope["tabserve.arms"] = in_service.arms_of_rows(rows.values)
+        model = arm.model
+        scores = await self._score(batcher or self._batcher_of(model), rows.values, scope, receive)
         (said,) = _said(model, scores)
         self._add_warnings([said], rows)
         answer = {
@@ -177,40 +198,74 @@ class FrontDoor:
             "n_features_in": rows.values.shape[1],
             "latency_ms": _milliseconds_since(scope["tabserve.started"]),
         }
-        predictions = Predictions([said["prediction_id"]], rows.values, scores, model.tag, model.loaded.contract)
-        return Answer(200, msgspec.json.encode(answer), predictions=predictions)
+        predictions = Predictions(
+            [said["prediction_id"]], rows.values, scores, model.tag, model.loaded.contract, arm.variant
+        )
+        return Answer(200, msgspec.json.encode(answer), predictions=(predictions,))
 
     async def _predict_batch(self, scope: Scope, receive: Receive) -> Answer:
-        model, batcher = self._model_with_room(scope)
+        in_service = self._for_predictions()
+        arm = in_service.only or in_service.arm_of_request(scope)
+        batcher = self._batcher_with_room(arm.model, scope) if arm else None
         body = await self._body(scope, receive)
-        rows = model.bodies.quick_many(body) or await self._look_closer(model.bodies.many, body)
-        scores = await self._score(batcher, rows, scope, receive)
-        said = _said(model, scores[:ROWS_OF_A_TURN])
-        for start in range(ROWS_OF_A_TURN, len(scores), ROWS_OF_A_TURN):
-            await asyncio.sleep(0)
-            said += _said(model, scores[start : start + ROWS_OF_A_TURN])
+        bodies = in_service.champion.bodies
+        rows = bodies.quick_many(body) or await self._look_closer(bodies.many, body)
+        if arm is None or batcher is None:
+            said, predictions = await self._said_by_row(in_service.arms_of_rows(rows.values), rows, scope, receive)
+        else:
+            scores = await self._score(batcher, rows.values, scope, receive)
+            said = await _said_by_turns(arm.model, scores)
+            predictions = (_predictions(arm, said, rows.values, scores),)
         self._add_warnings(said, rows)
         answer = {
             "predictions": said,
-            "model_version": model.tag,
+            "model_version": (arm.model if arm else in_service.champion).tag,
             "n_instances": len(said),
             "n_features_in": rows.values.shape[1],
             "latency_ms": _milliseconds_since(scope["tabserve.started"]),
         }
-        predictions = Predictions(
-            [of_row["prediction_id"] for of_row in said], rows.values, scores, model.tag, model.loaded.contract
-        )
         return Answer(200, msgspec.json.encode(answer), predictions=predictions)
 
-    def _model_with_room(self, scope: Scope) -> tuple[ServedModel, Batcher]:
-        """The model for a request and its batcher, where it has room: under overload a body is not even read."""
-        model = self._rollout.champion()
+    async def _said_by_row(
+        self, of_rows: Sequence[Arm], rows: ReadRows, scope: Scope, receive: Receive
+    ) -> tuple[list[dict[str, Any]], tuple[Predictions, ...]]:
+        """What is said of each row where a feature decides who answers it, and what each arm predicted."""
+        arms = scope["tabserve.arms"] = list(dict.fromkeys(of_rows))
+        places = [[place for place, of_row in enumerate(of_rows) if of_row is arm] for arm in arms]
+        parts = [rows.values[of_arm] for of_arm in places]
+        asked = [
+            self._score(self._batcher_of(arm.model), part, scope, receive)
+            for arm, part in zip(arms, parts, strict=True)
+        ]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        said: list[dict[str, Any]] = [{}] * len(of_rows)
+        predictions = []
+        for arm, of_arm, part, scores in zip(arms, places, parts, answers, strict=True):
+            if isinstance(scores, BaseException):
+                scope["tabserve.arms"] = (arm,)  # the other one is not to blame
+                raise scores
+            said_by_arm = await _said_by_turns(arm.model, scores)
+            predictions.append(_predictions(arm, said_by_arm, part, scores))
+            for place, of_row in zip(of_arm, said_by_arm, strict=True):
+                said[place] = {**of_row, "model_version": arm.model.tag}
+        return said, tuple(predictions)
+
+    def _for_predictions(self) -> InService:
+        """What answers a request that comes now, where anything is to."""
+        in_service = self._rollout.now
+        if in_service.paused is not None:
+            headers = {"retry-after": str(RETRY_PAUSED_SECONDS)}
+            raise HttpError(503, f"Predictions are paused: {in_service.paused}.", headers=headers)
+        return in_service
+
+    def _batcher_with_room(self, model: ServedModel, scope: Scope) -> Batcher:
+        """The batcher of a model, where it has room for a request: under overload a body is not even read."""
         batcher = self._batchers.get(model) or self._batcher_of(model)
         try:
             batcher.admit(1, self._seconds_left(scope))
         except RefusedError as error:
             raise _overloaded(error) from error
-        return model, batcher
+        return batcher
 
     def _seconds_left(self, scope: Scope) -> float:
         left: float = self._timeout_seconds + scope["tabserve.started"] - time.perf_counter()
@@ -221,13 +276,13 @@ class FrontDoor:
             return read(body)
         return await asyncio.get_running_loop().run_in_executor(self._reader_thread, read, body)
 
-    async def _score(self, batcher: Batcher, rows: ReadRows, scope: Scope, receive: Receive) -> Scores:
+    async def _score(self, batcher: Batcher, rows: Rows, scope: Scope, receive: Receive) -> Scores:
         trace = scope.get("tabserve.trace")  # there only where tracing is on and records this request
         if trace is not None:
-            trace.parsed(len(rows.values))
+            trace.parsed(len(rows))
         try:
             return await batcher.submit(
-                rows.values, timeout_seconds=self._seconds_left(scope), is_wanted=still_connected(receive), trace=trace
+                rows, timeout_seconds=self._seconds_left(scope), is_wanted=still_connected(receive), trace=trace
             )
         except RefusedError as error:
             raise _overloaded(error) from error
@@ -237,13 +292,16 @@ class FrontDoor:
             raise HttpError(504, f"The service is overloaded: {error}; try again later.") from error
 
     def _batcher_of(self, model: ServedModel) -> Batcher:
+        batcher = self._batchers.get(model)
+        if batcher is not None:
+            return batcher
         predict: Predict = model.loaded.engine.predict
         observer: Observer = self._telemetry.of_model(model.tag)
         if self._trace_batches is not None:
             predict, observer = self._trace_batches(predict, observer, model.tag)
         batcher = Batcher(
             predict,
-            self._engine_thread,
+            ThreadPoolExecutor(1, thread_name_prefix="tabserve-engine"),
             observer,
             max_rows=MAX_ROWS,
             max_queued_rows=self._settings.max_queued_rows,
@@ -278,8 +336,9 @@ class FrontDoor:
             headers = {"retry-after": str(RETRY_AFTER_SECONDS)}
             raise HttpError(503, f"The labels were not accepted: {error}; try again.", headers=headers) from error
         now = time.time()
-        delays = [max(0.0, now - moment) for moment in map(made_at, labels.ids) if moment is not None]
-        self._telemetry.labels_came(len(labels), delays)
+        labelled = labels.labelled_ids()
+        delays = [max(0.0, now - moment) for moment in map(made_at, labelled) if moment is not None]
+        self._telemetry.labels_came(len(labelled), delays)
         return json_answer({"accepted": len(labels)})
 
     # --- about the service
@@ -300,14 +359,16 @@ class FrontDoor:
         return json_answer({"status": "ready", "model_version": self._rollout.champion().tag})
 
     async def _metadata(self, _scope: Scope, _receive: Receive) -> Answer:
-        model = self._rollout.champion()
+        in_service = self._rollout.now
+        model = in_service.champion
         metadata = model.loaded.metadata
         return json_answer(
             {
                 "model": metadata["name"],
                 "model_version": model.tag,
                 "trained_at": metadata["trained_at"],
-                "in_service_since": model.in_service_since.isoformat(timespec="seconds"),
+                "in_service_since": in_service.since.isoformat(timespec="seconds"),
+                "rollout": self._rollout.as_metadata(),
                 "engine": metadata["engine"],
                 "metrics": {part: metadata[f"{part}_metrics"] for part in ("test", "train", "baseline")},
                 "cross_validation": metadata["cv"],
@@ -336,14 +397,20 @@ class FrontDoor:
         self, route: str, scope: Scope, answer: Answer, error: BaseException | None, elapsed_seconds: float
     ) -> None:
         self._telemetry.request_done(route, answer.status, elapsed_seconds)
-        predictions = answer.predictions
-        if predictions is not None:
+        for predictions in answer.predictions:
             self._prediction_log.put(predictions, elapsed_seconds)
+            if self._rollout.shadow is not None:
+                self._rollout.shadow.see(predictions)
+        if "tabserve.arms" in scope:  # only where a canary or an A/B test is in place
+            for arm in scope["tabserve.arms"]:
+                self._telemetry.rollout.arm_asked(arm.model.tag, arm.variant, answer.status, elapsed_seconds)
         if isinstance(error, HttpError):
             for violation in error.violations:
                 self._telemetry.value_rejected(violation.rule)
             if error.violations and self._rollout.is_ready:
                 self._prediction_log.reject(route, error.violations, self._rollout.champion().tag)
+            if error.status in REFUSED_ACCESS and self._refusals is not None:
+                self._refusals.refused(_who(scope), route, REFUSED_ACCESS[error.status])
         if self._request_log.wants(route, answer.status):
             champion = self._rollout.champion().tag if self._rollout.is_ready else None
             self._request_log.write(
@@ -371,6 +438,20 @@ def _said(model: ServedModel, scores: Scores) -> list[dict[str, Any]]:
     return [{"prediction_id": str(uuid7()), **said} for said in outcomes(model.loaded.contract, scores)]
 
 
+async def _said_by_turns(model: ServedModel, scores: Scores) -> list[dict[str, Any]]:
+    """The same of many rows; the event loop looks at others in between."""
+    said = _said(model, scores[:ROWS_OF_A_TURN])
+    for start in range(ROWS_OF_A_TURN, len(scores), ROWS_OF_A_TURN):
+        await asyncio.sleep(0)
+        said += _said(model, scores[start : start + ROWS_OF_A_TURN])
+    return said
+
+
+def _predictions(arm: Arm, said: list[dict[str, Any]], rows: Rows, scores: Scores) -> Predictions:
+    ids = [of_row["prediction_id"] for of_row in said]
+    return Predictions(ids, rows, scores, arm.model.tag, arm.model.loaded.contract, arm.variant)
+
+
 def _overloaded(error: RefusedError) -> HttpError:
     headers = {"retry-after": str(math.ceil(error.retry_after))}
     return HttpError(503, f"The service is overloaded: {error}.", headers=headers)
@@ -381,6 +462,12 @@ def _as_refusal(fault: Exception) -> HttpError | None:
     if isinstance(fault, NotReadyError):
         return HttpError(503, f"Not ready: {fault}.", headers={"retry-after": str(RETRY_AFTER_SECONDS)})
     return fault if isinstance(fault, HttpError) else None
+
+
+def _who(scope: Scope) -> str:
+    """Who asked: the name of a key where one was recognized, else the address."""
+    address: str = (scope.get("client") or ("unknown",))[0]
+    return scope.get("tabserve.who") or address
 
 
 def _milliseconds_since(started: float) -> float:

@@ -88,6 +88,12 @@ def _store() -> Path:
     return Path(BentoMLContainer.model_store.get()._path)  # noqa: SLF001
 
 
+def directory_of(tag: str) -> Path:
+    """Where the model `name:version` is, or would be."""
+    name, _, its_version = tag.partition(":")
+    return _store() / name / its_version
+
+
 def stored_models() -> list[StoredModel]:
     """Our models, oldest first.
 

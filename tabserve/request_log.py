@@ -9,6 +9,7 @@ from tabserve.answers import Answer, HttpError
 
 logger = logging.getLogger(__name__)
 
+FLOODS = frozenset({401, 403, 429, 503})  # what a flood is answered with
 SECONDS_BETWEEN_REFUSAL_LINES = 1.0  # writing a line costs as much as refusing several requests
 
 
@@ -26,7 +27,7 @@ class RequestLog:
             return random.random() < self._success_share  # noqa: S311
         if route == "/ready":
             return False  # a probe that is told "not ready" is no failure, and comes every few seconds
-        if status != 503:
+        if status not in FLOODS:
             return True
         now = time.monotonic()
         if now < self._next_refusal_line:
@@ -53,12 +54,12 @@ class RequestLog:
             "route": route,
             "status": answer.status,
             "latency_ms": round(elapsed_seconds * 1000, 3),
-            "model_version": predictions.model_version if predictions else champion,
-            "prediction_ids": predictions.ids if predictions else [],
+            "model_version": " ".join(one.model_version for one in predictions) or champion,
+            "prediction_ids": [its_id for one in predictions for its_id in one.ids],
         }
         if trace_id is not None:
             fields["trace_id"] = trace_id
-        if answer.status == 503:
+        if answer.status in FLOODS:
             fields["refused_without_a_line"], self._refused_without_a_line = self._refused_without_a_line, 0
         if isinstance(error, HttpError):
             # A name that is not the model's is the caller's text, as a value is.

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 ROLLOUT_FILE = "rollout.yaml"
 
 HEADER = "header:"
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.1
 _TAG = re.compile(r"[a-z0-9][a-z0-9_.-]*:[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 Mode = Literal["shadow", "canary", "ab"]
@@ -53,6 +54,11 @@ class Challenger(BaseModel):
     def _is_consistent(self) -> Self:
         if self.mode == "ab" and self.by is None:
             raise ValueError("an A/B test needs `by`, the feature or header:NAME that it is sticky by")
+        if self.mode == "shadow" and self.by is not None:
+            raise ValueError("a shadow has no `by`: nobody is answered by it")
+        name = self.by.removeprefix(HEADER) if self.by is not None and self.by.startswith(HEADER) else None
+        if name is not None and not _HEADER_NAME.fullmatch(name):
+            raise ValueError(f"{self.by!r} names no header; expected header:NAME, such as header:x-user-id")
         return self
 
 

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
@@ -39,6 +39,11 @@ SETTINGS = {
     "max_queued_rows": Setting(
         "TABSERVE_MAX_QUEUED_ROWS", "65536", "How many rows may wait for the model; more are refused at once (503)."
     ),
+    "max_connections": Setting(
+        "TABSERVE_MAX_CONNECTIONS",
+        "4096",
+        "How many connections a worker serves at once, each with one request; requests on others are refused (503).",
+    ),
     "batching": Setting(
         "TABSERVE_BATCHING",
         "true",
@@ -53,7 +58,7 @@ SETTINGS = {
         "TABSERVE_LOG_SUCCESS_SHARE",
         "0.01",
         "The share, 0 to 1, of the successful requests that get a log line; each failed one gets one, "
-        "those refused with 503 one a second.",
+        "those refused with 401, 403, 429 or 503 one a second.",
     ),
     "log_level": Setting("TABSERVE_LOG_LEVEL", "INFO", "The least severe log lines: DEBUG, INFO, WARNING or ERROR."),
     "log_url": Setting(
@@ -84,6 +89,17 @@ SETTINGS = {
         "100000",
         "How many predictions of a worker may wait to be written; more are dropped, and counted.",
     ),
+    "cors_origins": Setting(
+        "TABSERVE_CORS_ORIGINS",
+        "",
+        "The web pages whose scripts may ask, as origins with commas between them: "
+        "`https://a.example,https://b.example`; empty for none.",
+    ),
+    "audit_log": Setting(
+        "TABSERVE_AUDIT_LOG",
+        "",
+        "The file of the audit log, who did what and who was refused; empty for `audit.jsonl` in BentoML's home.",
+    ),
 }
 
 
@@ -109,6 +125,7 @@ class Settings:
     max_body_bytes: int = 1048576
     request_timeout_ms: int = 5000
     max_queued_rows: int = 65536
+    max_connections: int = 4096
     batching: bool = True
     batch_budget_ms: int = 50
     log_success_share: float = 0.01
@@ -119,6 +136,8 @@ class Settings:
     log_retention_days: int = 30
     log_spool_bytes: int = 1073741824
     log_max_queued_rows: int = 100_000
+    cors_origins: tuple[str, ...] = ()
+    audit_log: str | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
@@ -175,12 +194,21 @@ def _level(text: str) -> str:
     return text.upper()
 
 
-_PARSERS = {
+def _origins(text: str) -> tuple[str, ...]:
+    origins = tuple(origin.strip() for origin in text.split(",") if origin.strip())
+    # Not "*": whoever reads a page anywhere could ask then, with what the network around him allows.
+    if not all(re.fullmatch(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?", origin) for origin in origins):
+        raise ValueError("origins such as https://a.example or http://localhost:8080, with commas between them")
+    return origins
+
+
+_PARSERS: dict[str, Callable[[str], Any]] = {
     "model": lambda text: text or None,
     "strict_ranges": _boolean,
     "max_body_bytes": _positive_whole_number,
     "request_timeout_ms": _positive_whole_number,
     "max_queued_rows": _positive_whole_number,
+    "max_connections": _positive_whole_number,
     "batching": _boolean,
     "batch_budget_ms": _positive_whole_number,
     "log_success_share": _share,
@@ -191,4 +219,6 @@ _PARSERS = {
     "log_retention_days": _positive_whole_number,
     "log_spool_bytes": _positive_whole_number,
     "log_max_queued_rows": _positive_whole_number,
+    "cors_origins": _origins,
+    "audit_log": lambda text: text or None,
 }

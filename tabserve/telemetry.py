@@ -25,6 +25,7 @@ from pydantic import ValidationError
 
 from tabserve.batcher import Slice
 from tabserve.resources import ProcessesCollector
+from tabserve.rollout_telemetry import RolloutTelemetry
 
 METRICS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -47,6 +48,12 @@ def share_metrics() -> None:
     directory = tempfile.mkdtemp(prefix="tabserve-metrics-")
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     os.environ[_DIRECTORY] = directory
+
+
+def shared_folder() -> Path | None:
+    """The folder that `share_metrics` gave; what else all workers of a service are to see may be there too."""
+    directory = os.environ.get(_DIRECTORY)
+    return Path(directory) if directory else None
 
 
 class ManyHistogram(Histogram):
@@ -116,6 +123,12 @@ class Telemetry:
             ["reason"],
             registry=registry,
         )
+        self._refused_connections = Counter(
+            "tabserve_refused_connections",
+            "Connections that were refused or ended, by reason.",
+            ["reason"],
+            registry=registry,
+        )
         self.failed_batches = Counter(
             "tabserve_failed_batches",
             "Batches of which the engine raised (halved until only the requests at fault fail) or lost rows.",
@@ -140,6 +153,7 @@ class Telemetry:
         self.ready = Gauge(
             "tabserve_ready", "Whether the service can answer.", registry=registry, multiprocess_mode="mostrecent"
         )
+        self.rollout = RolloutTelemetry(registry)
 
         self._done: defaultdict[tuple[str, int], list[float]] = defaultdict(list)
         # The children of each combination of labels: looking one up costs more than counting.
@@ -166,6 +180,9 @@ class Telemetry:
     def value_out_of_range(self, feature: str) -> None:
         self._out_of_range.labels(feature).inc()
 
+    def connection_refused(self, reason: str) -> None:
+        self._refused_connections.labels(reason).inc()
+
     def labels_came(self, n_labels: int, delays_seconds: Sequence[float]) -> None:
         self._labels.inc(n_labels)
         self._label_delay.observe_all(delays_seconds)
@@ -181,6 +198,10 @@ class Telemetry:
     def of_tracing(self) -> "TracingTelemetry":
         """What is told about spans."""
         return TracingTelemetry(self._registry)
+
+    def of_audit_log(self) -> "AuditTelemetry":
+        """What the audit log tells."""
+        return AuditTelemetry(self._registry)
 
     def exposition(self) -> bytes:
         """All metrics of all processes, as Prometheus reads them."""
@@ -311,6 +332,24 @@ class PredictionLogTelemetry:
 
     def spool_holds(self, n_bytes: int) -> None:
         self._spool_bytes.set(n_bytes)
+
+
+class AuditTelemetry:
+    """The metrics of the audit log. A `tabserve.audit.Observer`."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._refusals = Counter("tabserve_audit_refusals", "Refused accesses that were recorded.", registry=registry)
+        self._dropped = Counter(
+            "tabserve_audit_dropped_refusals",
+            "Refused accesses that could not be recorded, because the audit log cannot be written.",
+            registry=registry,
+        )
+
+    def refusals_recorded(self, n_refusals: int) -> None:
+        self._refusals.inc(n_refusals)
+
+    def refusals_dropped(self, n_refusals: int) -> None:
+        self._dropped.inc(n_refusals)
 
 
 class JsonFormatter(logging.Formatter):

@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from tabserve.contract import LARGEST_EXACT_INTEGER, LARGEST_NUMBER, MAX_ROWS, C
 NAMED_VIOLATIONS = 100  # a request of 512 rows may break thousands of rules; the first ones are enough to mend it
 SHOWN_CHARACTERS = 80  # of a value at fault
 ABSENT = object()  # what came where nothing came
+HIDDEN = "a personal value"  # what came where it is nobody's business: errors end up in the logs of callers
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,7 @@ class RowReader:
         for position, (feature, value) in enumerate(zip(features, values, strict=True)):
             coded = self._code(row, position, feature, value)
             if isinstance(coded, Violation):
-                faults.append(coded)
+                faults.append(_hidden(coded) if feature.personal else coded)
             else:
                 into[position] = coded
         return faults
@@ -162,8 +163,15 @@ class RowReader:
             feature = self.contract.features[position]
             expected = f"expected {feature.minimum:g} to {feature.maximum:g}, the range seen in training"
             violation = Violation(int(row), feature.name, "range", expected, float(values[row, position]))
+            if feature.personal:
+                violation = _hidden(violation)
             warnings.setdefault(int(row), []).append(violation)
         return warnings
+
+
+def _hidden(violation: Violation) -> Violation:
+    """The same without the value, but for one that is missing."""
+    return violation if violation.got in (None, ABSENT) else replace(violation, got=HIDDEN)
 
 
 def check_row_count(n_rows: int) -> None:

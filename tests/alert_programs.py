@@ -141,8 +141,12 @@ def hurried(text: str) -> str:
 
 
 @contextlib.contextmanager
-def alertmanager(folder: Path, rung: Rung) -> Iterator[str]:
-    """With monitoring/alerts/alertmanager.yaml, but for secrets, addresses and times; gives host and port."""
+def alertmanager(folder: Path, rung: Rung, guard: str | None = None) -> Iterator[str]:
+    """With monitoring/alerts/alertmanager.yaml, but for secrets, addresses and times; gives host and port.
+
+    Args:
+        guard: the address of a `tabserve guard`, for which the optional lines are taken.
+    """
     (folder / "chat-url").write_text(f"{rung.url}/chat\n")
     (folder / "pager-key").write_text(f"{KEY}\n")
     text = (ALERTS / "alertmanager.yaml").read_text()
@@ -150,6 +154,8 @@ def alertmanager(folder: Path, rung: Rung) -> Iterator[str]:
     text = text.replace("/run/secrets/tabserve-pager-key", str(folder / "pager-key"))
     text = text.replace("https://events.pagerduty.com/v2/enqueue", f"{rung.url}/pager")
     text = re.sub(r"group_(wait|interval): \d+[sm]", r"group_\1: 1s", text)
+    if guard is not None:
+        text = text.replace("#guard ", "").replace("http://127.0.0.1:9099/", guard)
     (folder / "alertmanager.yaml").write_text(text)
     port = free_port()
     command = [program("prometheus-alertmanager"), f"--config.file={folder}/alertmanager.yaml"]

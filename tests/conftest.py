@@ -230,3 +230,6 @@ def customers(services: dict[str, Service]) -> Iterator[httpx.Client]:
 def spend(services: dict[str, Service]) -> Iterator[httpx.Client]:
     with services[SPEND].client() as client:
         yield client
+
+
+from rollouts import versions  # noqa: E402, F401  # a fixture, in a module that needs what is above

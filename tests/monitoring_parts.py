@@ -30,6 +30,8 @@ def write_predictions(
     model_version: str = "plans:1.0.0-abcdef",
     weight: float = 1.0,
     key: bytes | None = None,
+    variant: str = "champion",
+    ids: Sequence[str] | None = None,
 ) -> list[str]:
     """Rolled Parquet files of predictions, as a service leaves them in a log at `folder`; returns their ids.
 
@@ -38,10 +40,11 @@ def write_predictions(
         scores: shape (n, classes), or (n,) or (n, 1) of a regression.
         times: in UTC, one each; see `spread`.
         key: hashes personal features; where there is none they are left out.
+        ids: those of the champion's answers, of a shadow.
     """
     personal = Personal(key)
-    columns = PredictionColumns(contract, model_version, "champion", weight, personal_are_hashed=personal.are_hashed)
-    ids = [str(uuid7()) for _ in rows]
+    columns = PredictionColumns(contract, model_version, variant, weight, personal_are_hashed=personal.are_hashed)
+    ids = list(ids or (str(uuid7()) for _ in rows))
     hidden = Predictions(ids, np.asarray(rows, np.float64), scores, model_version, contract)
     if contract.personal:
         hidden = personal.hide(hidden)
@@ -49,7 +52,7 @@ def write_predictions(
     put = [
         (
             model_version,
-            "champion",
+            variant,
             contract,
             1,
             [1],

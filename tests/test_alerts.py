@@ -40,6 +40,7 @@ from monitoring.verdict import ENOUGH_LABELS, ENOUGH_ROWS, KL_ALARM, PSI_ALARM, 
 from monitoring.watching.newest import Newest
 from monitoring.watching.turns import Turn
 from tabserve.http_api import BENTOML_API
+from tabserve.lifecycle import guard
 from tabserve.settings import Settings
 from tabserve.telemetry import DURATION_BUCKETS, Telemetry
 
@@ -288,6 +289,32 @@ def test_the_alertmanager_takes_its_configuration_in_which_is_no_secret() -> Non
     assert done.returncode == 0, done.stdout + done.stderr
     assert not re.search(r"^ +-? *(api_url|routing_key|service_key|url|password|credentials):", text, re.MULTILINE)
     assert len(re.findall(r"_file: /run/secrets/", text)) == 2
+
+
+@needs_alertmanager
+@pytest.mark.parametrize(
+    ("alert", "severity", "told"),
+    [
+        ("TabserveErrorsHigh", "critical", "guard,pager"),
+        ("TabserveAccuracyLow", "critical", "guard,pager"),
+        ("TabserveErrorsHigh", "warning", "chat"),
+        ("TabserveLatencyHigh", "critical", "pager"),
+    ],
+)
+def test_with_its_optional_lines_the_guard_is_told_of_what_a_model_may_be_the_cause_of(
+    alert: str, severity: str, told: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "alertmanager.yaml"
+    path.write_text((ALERTS / "alertmanager.yaml").read_text().replace("#guard ", ""))
+    (matcher,) = re.findall(r'#guard - matchers: \[.alertname=~"([^"]+)"', (ALERTS / "alertmanager.yaml").read_text())
+
+    taken = run("amtool", "check-config", path)
+    labels = (f"alertname={alert}", f"severity={severity}")
+    routed = run("amtool", "config", "routes", "test", f"--config.file={path}", *labels)
+
+    assert taken.returncode == 0, taken.stdout + taken.stderr
+    assert routed.stdout.strip() == told, routed.stderr
+    assert set(matcher.split("|")) == guard.ALERTS
 
 
 @needs_alertmanager

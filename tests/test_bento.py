@@ -61,7 +61,9 @@ def test_the_bento_serves_the_model_that_it_pins_whatever_the_champion_is(
             service.client() as client,
         ):
             body = client.post("/predict", json={"features": TUTORIAL_ROW}).json()
+            rollout_said = client.get("/metadata").json()["rollout"]
     finally:
         rollout.unlink()
 
     assert body["model_version"] == models.tag(BUILT_IN)
+    assert (rollout_said["champion"], rollout_said["followed"]) == (models.tag(BUILT_IN), False)

@@ -41,9 +41,10 @@ def test_the_package_imports_no_entry_point_and_serving_no_training(path: Path) 
     imported = imports_of(path)
 
     assert not {"service", "train"} & imported
+    assert not [name for name in imported if name.partition(".")[0] in ("monitoring", "loadtest", "deploy")]
     if path == PACKAGE / "cli.py" or path.parent.name in ("commands", "lifecycle"):
         return  # what people run beside the service
-    for folder in ("training", "history", "lifecycle", "commands"):
+    for folder in ("training", "history", "lifecycle", "statistics", "commands"):
         if path.parent != PACKAGE / folder:
             assert not [name for name in imported if name.startswith(f"tabserve.{folder}")]
 

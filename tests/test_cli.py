@@ -1,10 +1,12 @@
 """The command `tabserve`: with real services that answer and are told what came true."""
 
+import argparse
 import csv
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -192,6 +194,32 @@ def test_a_file_with_a_wrong_row_is_not_imported_and_every_fault_is_named_with_i
     assert kept == {good: ("plus", "import"), other: ("pro", "import")}
 
 
+def test_a_file_may_say_what_predictions_were_worth_and_the_last_of_each_counts(
+    models: TrainedModels, tmp_path: Path, monkeypatch, caplog
+) -> None:
+    ids = [str(uuid7()) for _ in range(3)]
+    url = (tmp_path / "place").as_uri()
+    contract = models.load(CUSTOMERS).contract
+    monkeypatch.setattr(labels_command, "_contract", lambda _wanted: contract)
+    lines = [(ids[0], "pro", ""), (ids[0], "", "3"), (ids[1], "plus", "1.5"), (ids[1], "basic", ""), (ids[2], "", "-1")]
+    both, worth, bad = (tmp_path / f"{name}.csv" for name in ("both", "worth", "bad"))
+    for path, header, rows in (
+        (both, "prediction_id,label,business_value", lines),
+        (worth, "business_value,prediction_id", [("8", ids[2])]),
+        (bad, "prediction_id,label,business_value", [(ids[0], "", ""), (ids[0], "pro", "much")]),
+    ):
+        path.write_text("\n".join([header, *map(",".join, rows)]))
+
+    assert cli.main(["labels", "import", str(both), "--log-url", url]) == 0
+    assert cli.main(["labels", "import", str(worth), "--log-url", url]) == 0
+    assert cli.main(["labels", "import", str(bad), "--log-url", url]) == 2
+
+    found = {(one["prediction_id"], one["label"], one["business_value"]) for one in records(url, "labels")}
+    assert found == {(ids[0], "pro", 3.0), (ids[1], "basic", 1.5), (ids[2], None, -1.0), (ids[2], None, 8.0)}
+    assert 'line 2: feature "business_value": expected a number, got ""' in caplog.text
+    assert 'line 3: feature "business_value": expected a number, got "much"' in caplog.text
+
+
 def test_of_many_faults_the_first_are_named(models: TrainedModels, tmp_path: Path) -> None:
     file = write_csv(tmp_path / "l.csv", *[(str(uuid7()), "gold")] * 500)
 
@@ -204,7 +232,7 @@ def test_of_many_faults_the_first_are_named(models: TrainedModels, tmp_path: Pat
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("l.csv", b"id,label\n", "expected the columns prediction_id and label, got id, label"),
+        ("l.csv", b"id,label\n", "expected the columns prediction_id and label, or business_value, got id"),
         ("l.csv", b"", "got none"),
         ("l.csv", b"prediction_id,label\nx\n", "line 2 has 1 columns, expected 2"),
         ("l.csv", b"prediction_id,label\n\xff,1\n", "is no readable csv file"),
@@ -296,3 +324,23 @@ def test_who_reads_only_the_first_lines_gets_no_complaint(models: TrainedModels,
     assert process.wait(30) == 0
     assert process.stderr
     assert process.stderr.read() == ""
+
+
+# --- help
+
+
+def test_every_command_says_what_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    def commands_of(parser: argparse.ArgumentParser, *before: str) -> Iterator[tuple[str, ...]]:
+        yield before
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for name, command in action.choices.items():
+                    yield from commands_of(command, *before, name)
+
+    known = list(commands_of(cli.parser()))
+    assert ("ab-result",) in known
+    for command in known:
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*command, "--help"])
+        assert ended.value.code == 0
+        assert "usage: tabserve" in capsys.readouterr().out

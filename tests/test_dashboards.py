@@ -34,7 +34,6 @@ from loadtest.processes import find_program, running
 from loadtest.slo import Errors, Latency, from_file
 from monitoring.dashboards.__main__ import DIRECTORY, texts
 from monitoring.drift import find_drift
-from monitoring.live.segments import segment_column
 from monitoring.live.verdict import ACCURACY_ALARM
 from monitoring.live.version_quality import find_quality
 from monitoring.models import load
@@ -43,6 +42,7 @@ from monitoring.verdict import ENOUGH_LABELS, ENOUGH_ROWS, KL_ALARM, PSI_ALARM, 
 from monitoring.watching.newest import Kind, Newest
 from monitoring.watching.turns import Turn
 from tabserve.history.records import opened, readable_place
+from tabserve.history.segments import segment_column
 from tabserve.history.window import last, length_of
 from tabserve.settings import Settings
 

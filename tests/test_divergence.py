@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from monitoring import verdict
-from monitoring.divergence import effective_rows, kl, kl_by_chance, psi, psi_by_chance, shares
 from monitoring.verdict import Binned, Level, compare, confirmed
+from tabserve.statistics.divergence import effective_rows, kl, kl_by_chance, psi, psi_by_chance, shares
 
 # Half a row is added to each bin: these are shares of 0.5 and 0.5, and of 0.2 and 0.8.
 HALVES, FIFTHS = (49.5, 49.5), (19.5, 79.5)

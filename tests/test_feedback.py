@@ -2,13 +2,18 @@
 
 import json
 import uuid
+from datetime import timedelta
 
 import httpx
 import pytest
-from conftest import BUILT_IN, CUSTOMERS, SPEND, Service, TrainedModels, running_service
+from conftest import BUILT_IN, CUSTOMERS, SPEND, Service, TrainedModels, running_service, wait_for
 from test_http import CUSTOMER, TUTORIAL_ROW, assert_is_our_error, post_text
 
 from tabserve.contract import MAX_ROWS
+from tabserve.history.records import opened as records_of
+from tabserve.history.records import readable_place
+from tabserve.history.window import last
+from tabserve.prediction_log.places import default_url
 
 EXAMPLE = {BUILT_IN: TUTORIAL_ROW, CUSTOMERS: CUSTOMER, SPEND: CUSTOMER}
 NEW_ID = "01a1ff47-2cd4-7152-8ad0-d82ed3f88a73"
@@ -37,6 +42,40 @@ def test_what_an_answer_says_can_be_sent_back_as_the_label_alone_or_in_a_list(
         after = metric(client, "tabserve_labels_total"), metric(client, "tabserve_label_delay_seconds_count")
     # The last one is of an id that does not tell when it was made.
     assert (after[0] - before[0], after[1] - before[1]) == (MAX_ROWS + 2, MAX_ROWS + 1)
+
+
+def test_what_a_prediction_was_worth_is_taken_alone_or_in_a_list_and_is_no_label(
+    models: TrainedModels, services: dict[str, Service]
+) -> None:
+    with services[CUSTOMERS].client() as client:
+        before = metric(client, "tabserve_labels_total")
+        ids = [client.post("/predict", json={"features": CUSTOMER}).json()["prediction_id"] for _ in range(3)]
+        bodies: list[dict] = [
+            {"prediction_id": ids[0], "business_value": 12.5},
+            {"prediction_id": ids[0], "label": "plus"},
+            {
+                "labels": [
+                    {"prediction_id": ids[1], "label": "pro", "business_value": 1},
+                    {"prediction_id": ids[1], "business_value": -2},
+                    {"prediction_id": ids[2], "business_value": 0},
+                ]
+            },
+        ]
+        assert [client.post("/feedback", json=body).json() for body in bodies] == [{"accepted": n} for n in (1, 1, 3)]
+        assert metric(client, "tabserve_labels_total") - before == 2
+        (entry,) = assert_is_our_error(
+            post_text(client, "/feedback", f'{{"prediction_id": "{ids[0]}", "business_value": 1e999}}'), 422
+        )
+        assert (entry["feature"], entry["rule"].partition(":")[0]) == ("business_value", "finite")
+    expected = [(ids[0], "plus", 12.5, True), (ids[1], "pro", -2.0, True), (ids[2], None, 0.0, False)]
+    place = readable_place(default_url(models.home))
+
+    def joined() -> list[tuple[object, ...]]:
+        columns = "prediction_id, true_label, business_value, labelled_at IS NOT NULL"
+        with records_of(place, last(timedelta(hours=1))) as found:
+            return found.rows(f"SELECT {columns} FROM joined WHERE business_value IS NOT NULL ORDER BY prediction_id")
+
+    wait_for(lambda: joined() == expected)
 
 
 @pytest.mark.parametrize(

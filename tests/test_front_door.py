@@ -11,6 +11,9 @@ import pytest
 from conftest import BUILT_IN, TrainedModels
 from test_http import TUTORIAL_ROW
 
+from tabserve.answers import HttpError
+from tabserve.audit import Refusals
+from tabserve.chained_log import ChainedLog
 from tabserve.http_api import FrontDoor
 from tabserve.prediction_log import NoPredictionLog
 from tabserve.rollout import Rollout
@@ -128,6 +131,27 @@ def test_more_than_can_wait_is_503_with_retry_after(door: FrontDoor, engine: Fai
     start, body = answers[-1]
     assert dict(start["headers"])[b"retry-after"] == b"1"
     assert "overloaded" in json.loads(body["body"])["error"]
+
+
+@pytest.mark.parametrize(("status", "reason"), [(401, "not known"), (403, "not allowed"), (429, "too many requests")])
+def test_a_refused_access_is_in_the_audit_log_with_who_and_where(
+    door: FrontDoor, tmp_path, status: int, reason: str
+) -> None:
+    async def refuse(scope, receive):
+        scope["tabserve.who"] = "key of the bank"
+        raise HttpError(status, "No.")
+
+    log = ChainedLog(tmp_path / "audit.jsonl")
+    door._refusals = Refusals(log, Telemetry().of_audit_log())
+    door._routes["/predict"] = ("POST", refuse)
+
+    asyncio.run(ask(door, "/predict", Cycle(ONE_ROW)))
+    asyncio.run(ask(door, "/nowhere", Cycle(ONE_ROW)))
+    door._refusals.start()
+    door._refusals.close()
+
+    (line,) = log.lines()
+    assert {**line, "action": "refused", "who": "key of the bank", "route": "/predict", "reason": reason} == line
 
 
 def test_a_body_that_does_not_come_is_408_and_the_connection_closes(door: FrontDoor, telemetry: Telemetry) -> None:

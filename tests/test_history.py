@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import quote
@@ -32,6 +33,7 @@ from tabserve.labels import Labels
 from tabserve.prediction_log.columns import prediction_schema
 from tabserve.prediction_log.labels import label_batch
 from tabserve.prediction_log.places import OPEN
+from tabserve.prediction_log.predictions import SHADOW
 from tabserve.validation import Violation
 
 DAY = last(timedelta(hours=24))
@@ -91,6 +93,7 @@ def test_what_is_in_a_bucket_or_a_database_is_read_as_a_folder_is(
             log.put(put, 0.001)
             if label is not None:
                 log.label(Labels(put.ids, [label], [None]))
+            log.put(replace(put, variant=SHADOW), 0.001)  # the same id once more
         log.put(predictions(model="others:1"), 0.001)
         log.reject("/predict", [Violation(0, "age", "kind", "a number", "old")], MODEL)
         log.close()
@@ -100,6 +103,7 @@ def test_what_is_in_a_bucket_or_a_database_is_read_as_a_folder_is(
                 'SELECT model, label, "feature:income", "feature:city", true_label, is_correct FROM joined '
                 "ORDER BY true_label"
             )
+            assert records.rows("SELECT count(*), count(true_label) FROM joined_shadows") == [(3, 2)]
             return [*joined, *records.rows("SELECT feature, rule, count FROM rejections")]
 
     url = request.getfixturevalue(kind).url(tmp_path / "spool")
@@ -165,6 +169,26 @@ def test_open_segments_are_joined_whatever_filter_duckdb_makes_of_the_other_side
         found = stats_of(records, window, of_all_models=True)
     log.close()
     assert (found.n_rows, found.n_labelled, found.n_unknown_labels) == (3100, 2, 1)
+
+
+def test_labels_of_before_there_were_business_values_are_read_beside_those_that_have_them(tmp_path: Path) -> None:
+    put = predictions([ROW] * 2)
+    log = opened(tmp_path.as_uri(), tmp_path)
+    log.put(put, 0.001)
+    log.close()
+    now = time.time()
+    write_labels(tmp_path, Labels(put.ids, ["plus", "basic"], [None, None]), [now, now], "old")
+    (old,) = tmp_path.glob("labels/*/old.parquet")
+    pq.write_table(pq.read_table(old).drop_columns("business_value"), old)
+    assert ask(tmp_path, "SELECT true_label, business_value FROM joined ORDER BY 1") == [
+        ("basic", None),
+        ("plus", None),
+    ]
+
+    write_labels(tmp_path, Labels(put.ids[:1], [None], [None], [2.5]), [now + 1], "new")
+
+    found = ask(tmp_path, "SELECT true_label, business_value, n_labels FROM latest")
+    assert sorted(found) == [("basic", None, 1), ("plus", 2.5, 1)]
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -383,6 +383,9 @@ def test_metadata_has_version_dates_metrics_and_contract(customers: httpx.Client
     assert body["contract_hash"] == contract.hash
     assert pd.Timestamp(body["trained_at"]) < pd.Timestamp(body["in_service_since"])
     assert body["metrics"]["test"]["accuracy"] > body["metrics"]["baseline"]["accuracy"]
+    nothing_else = dict.fromkeys(("challenger", "paused", "refused"))
+    # A model that TABSERVE_MODEL names follows no rollout file.
+    assert body["rollout"] == {"champion": models.tag(CUSTOMERS), **nothing_else, "followed": False}
 
 
 def test_metrics_count_requests_predictions_and_refusals(built_in: httpx.Client, models: TrainedModels) -> None:

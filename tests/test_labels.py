@@ -42,6 +42,19 @@ def test_a_label_is_accepted_as_it_stands_in_answers(contract: Contract, entry: 
     assert (labels.ids, labels.classes, labels.values) == ([ID], [kept[0]], [kept[1]])
 
 
+def test_what_a_prediction_was_worth_comes_with_its_label_or_alone() -> None:
+    for contract, entry, kept in (
+        (BINARY, {"label": 1, "business_value": -3}, ("1", None, -3.0)),
+        (BINARY, {"business_value": 12.5}, (None, None, 12.5)),
+        (QUANTITY, {"value": 2, "business_value": 0}, (None, 2.0, 0.0)),
+        (QUANTITY, {"business_value": 7}, (None, None, 7.0)),
+    ):
+        labels, rules = read(contract, {"prediction_id": ID, **entry})
+        assert rules == []
+        assert (labels.classes, labels.values, labels.business_values) == tuple([value] for value in kept)
+        assert labels.labelled_ids() == ([ID] if kept[:2] != (None, None) else [])
+
+
 @pytest.mark.parametrize(
     ("contract", "entry", "rules"),
     [
@@ -65,6 +78,11 @@ def test_a_label_is_accepted_as_it_stands_in_answers(contract: Contract, entry: 
         (QUANTITY, {"prediction_id": ID, "value": "1"}, ["kind"]),
         (QUANTITY, {"prediction_id": ID, "value": 1, "label": 1}, ["shape"]),
         (BINARY, [ID, 1], ["row_shape"]),
+        (BINARY, {"prediction_id": ID, "business_value": None}, ["kind"]),
+        (BINARY, {"prediction_id": ID, "business_value": "12"}, ["kind"]),
+        (BINARY, {"prediction_id": ID, "business_value": math.inf}, ["finite"]),
+        (BINARY, {"prediction_id": ID, "business_value": 1, "label": 2}, ["class"]),
+        (BINARY, {"prediction_id": ID, "business_value": True, "label": 1}, ["kind"]),
     ],
 )
 def test_what_is_no_label_is_refused_with_its_rule_and_nothing_is_kept(

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
-from monitoring.live.intervals import Average, Interval, difference, effective, linearised, wilson
-from monitoring.live.live_quality import (
+from monitoring.live.verdict import Finding, estimate_holds, judge, worse_than_others
+from tabserve.contract import Contract, Feature
+from tabserve.statistics.intervals import Average, Interval, difference, effective, linearised, wilson
+from tabserve.statistics.quality import (
     Counts,
     Measured,
     area_under_curve,
@@ -18,8 +20,6 @@ from monitoring.live.live_quality import (
     of_scores,
     of_values,
 )
-from monitoring.live.verdict import Finding, estimate_holds, judge, worse_than_others
-from tabserve.contract import Contract, Feature
 from tabserve.training.evaluation import measure
 
 RUNS = 300

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from tabserve import model_store, rollout
 from tabserve.model_store import ModelRefusedError
-from tabserve.rollout import Rollout, choose_model, read_champion, warm_up
+from tabserve.rollout import Rollout, choose_model
+from tabserve.rollout_state import BadRolloutError, read_rollout
+from tabserve.served_model import warm_up
 from tabserve.settings import Settings
 
 
@@ -184,8 +186,8 @@ def test_the_model_is_chosen_by_setting_then_bento_then_champion_then_age(models
 def test_a_rollout_file_without_a_champion_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "rollout.yaml").write_text(content)
 
-    with pytest.raises(ModelRefusedError, match="expected `champion: name:version`"):
-        read_champion(tmp_path / "rollout.yaml")
+    with pytest.raises(BadRolloutError, match="expected `champion: name:version`"):
+        read_rollout(tmp_path / "rollout.yaml")
 
 
 def test_a_damaged_model_is_refused_and_not_passed_over_for_an_older_one(home: Path) -> None:

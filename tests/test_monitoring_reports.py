@@ -30,11 +30,11 @@ from monitoring_results import (
 )
 from sklearn.metrics import accuracy_score, precision_score, recall_score, roc_auc_score
 
-from monitoring.divergence import kl, psi
 from monitoring.reports import files as report_files
 from monitoring.reports.evidently_reports import write_drift_reports, write_quality_reports
 from tabserve.contract import Contract, Feature
 from tabserve.reference import Reference
+from tabserve.statistics.divergence import kl, psi
 
 TRAINED = batch(4000, 0)
 REFERENCE = reference_of(TRAINED)

@@ -24,10 +24,13 @@ from prediction_log_parts import (
     wait_for_ids,
 )
 from stores import PASSWORD, PostgresqlServer, S3Server, schema_of
+from uuid_utils import uuid7
 
 from tabserve.contract import Contract, Feature
+from tabserve.labels import Labels
 from tabserve.prediction_log import CannotKeepError, Predictions, journal, roller
 from tabserve.prediction_log import postgresql as postgresql_sink
+from tabserve.prediction_log import postgresql_tables as tables
 from tabserve.prediction_log import s3 as s3_sink
 from tabserve.prediction_log.opening import usable_url
 from tabserve.prediction_log.personal import Personal
@@ -209,6 +212,32 @@ def test_several_processes_make_tables_and_partitions_at_once(postgresql: Postgr
 
     assert not failed
     assert sorted(ids_in(url)) == sorted(one for *_, ids in files for one in ids)
+
+
+@needs_postgresql
+def test_a_table_of_labels_that_an_earlier_version_made_gets_what_it_lacks(
+    postgresql: PostgresqlServer, tmp_path: Path
+) -> None:
+    an_id, another = str(uuid7()), str(uuid7())
+    url = postgresql.url(tmp_path / "spool")
+    with postgresql.connect(schema_of(url)) as connection:
+        for statement in (
+            tables.DELIVERIES,
+            *tables.made("labels"),
+            *tables.partition_made("labels", datetime.now(UTC).date()),
+        ):
+            connection.execute(statement)
+        connection.execute("alter table labels drop column business_value")
+        connection.execute(
+            "insert into labels (prediction_id, time, label, source) values (%s, now(), 'plus', 'feedback')", (an_id,)
+        )
+        log = opened(url, tmp_path)
+        log.label(Labels([another], [None], [None], [2.5]))
+        log.close()
+
+        wait_for(lambda: len(records(url, "labels")) == 2)
+        statement = "select prediction_id::text, label, business_value from labels order by business_value"
+        assert connection.execute(statement).fetchall() == [(another, None, 2.5), (an_id, "plus", None)]
 
 
 @needs_postgresql

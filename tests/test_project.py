@@ -81,8 +81,17 @@ def test_the_readmes_tree_has_every_file_of_the_package() -> None:
         "requirements.txt",
         "Makefile",
     }
-    docs = {"docs/benchmarks.md", "docs/decisions.md", "docs/monitoring.md", "docs/operations.md"}
-    of_the_package = {"tabserve/", "commands/", "history/", "prediction_log/", "tracing/", "training/"}
+    docs = {f"docs/{name}.md" for name in ("benchmarks", "comparison", "decisions", "monitoring", "operations")}
+    of_the_package = {
+        "tabserve/",
+        "commands/",
+        "history/",
+        "lifecycle/",
+        "prediction_log/",
+        "statistics/",
+        "tracing/",
+        "training/",
+    }
     of_monitoring = {"monitoring/", "live/", "reports/", "watching/", "alerts/", "dashboards/", "soundness/", "demo/"}
     folders = {*of_the_package, *of_monitoring, "tests/", "loadtest/", "benchmark/"}
     assert listed - folders == {*(expected - {"__init__.py"}), *top, *docs}
@@ -92,7 +101,15 @@ def test_the_readme_names_only_targets_and_options_that_exist() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     # Locust's --help does not read the locustfile, so ours are asked for where they are added.
     ours = "from locust.argument_parser import get_parser; from loadtest.options import add_to; p = get_parser(); "
-    ours_too = (["log", "tail"], ["log", "stats"], ["log", "export"], ["labels", "import"])
+    ours_too = (
+        ["log", "tail"],
+        ["log", "stats"],
+        ["log", "export"],
+        ["labels", "import"],
+        ["replay"],
+        ["evaluate"],
+        ["ab-result"],
+    )
     commands = (
         *(["-m", "tabserve", *command, "--help"] for command in ours_too),
         *(["-m", f"monitoring.{command}", "--help"] for command in ("drift", "quality", "watch")),

@@ -22,13 +22,13 @@ from tables import customers
 from monitoring import quality
 from monitoring.live import labelled
 from monitoring.live.labelled import reference_averages
-from monitoring.live.segments import segment_column
 from monitoring.live.version_quality import Quality, find_quality
 from monitoring.models import load
 from monitoring.reports.keeping import keep_result
 from monitoring.results import QualityResult
 from tabserve.contract import Contract, Feature, Rows
 from tabserve.history.records import readable_place
+from tabserve.history.segments import segment_column
 from tabserve.history.window import BadQuestionError, Window
 from tabserve.labels import Labels
 from tabserve.model_store import REFERENCE_SAMPLE_FILE, LoadedModel

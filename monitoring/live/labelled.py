@@ -13,11 +13,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from monitoring.live.intervals import Average
-from monitoring.live.live_quality import Counts
-from monitoring.live.segments import SegmentColumn, quoted, text
 from tabserve.contract import Contract
 from tabserve.history.records import Records, UnreadableError
+from tabserve.history.segments import SegmentColumn
+from tabserve.history.sql import quoted, text
+from tabserve.statistics.intervals import Average
+from tabserve.statistics.quality import Counts
 
 MOST_ROWS = 200_000
 MOST_SCORES = 4_000_000  # with more than twenty classes fewer rows: 32 MB of probabilities

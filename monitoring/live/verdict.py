@@ -8,8 +8,8 @@ interval: with the 95 % one a model that is as good as ever would be an alarm in
 
 from dataclasses import dataclass
 
-from monitoring.live.intervals import Average, difference
 from monitoring.verdict import ENOUGH_LABELS, WARNING, Level
+from tabserve.statistics.intervals import Average, difference
 
 ACCURACY_ALARM = 0.05  # points of accuracy lost
 ERROR_ALARM = 0.2  # of the mean absolute error at training, that it has risen by

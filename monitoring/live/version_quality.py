@@ -8,10 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from monitoring.live.intervals import Average
 from monitoring.live.labelled import LabelledRows, reference_averages
-from monitoring.live.live_quality import Counts, Measured, mean_error, of_counts, of_scores, of_values
-from monitoring.live.segments import SegmentColumn
 from monitoring.live.verdict import Finding, estimate_holds, judge, worse_than_others
 from monitoring.models import MonitoredModel
 from monitoring.results import QualityMetric, QualityResult, QualitySegment
@@ -19,8 +16,11 @@ from monitoring.verdict import ENOUGH_LABELS, LEVELS, Level
 from tabserve import model_store
 from tabserve.contract import Contract
 from tabserve.history.records import opened
+from tabserve.history.segments import SegmentColumn
 from tabserve.history.window import Which, Window
 from tabserve.prediction_log.places import Place
+from tabserve.statistics.intervals import Average
+from tabserve.statistics.quality import Counts, Measured, mean_error, of_counts, of_scores, of_values
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from monitoring.divergence import Counts, kl, psi
 from monitoring.verdict import KL_ALARM, PSI_ALARM
+from tabserve.statistics.divergence import Counts, kl, psi
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from monitoring.verdict import Binned, Level, compare, confirmed
 from tabserve.contract import Contract, Rows
 from tabserve.engine import Engine, Scores
 from tabserve.reference import Bins, Reference, build_reference
+from tabserve.training.arguments import Arguments
 from tabserve.training.evaluation import Gates
 from tabserve.training.recipe import train
 from tabserve.training.table import Source, Table
@@ -93,7 +94,7 @@ def trained(population: Population, random: np.random.Generator) -> Model:
     rows, target = population.draw(random, population.table_rows)
     source = Source("simulated", population.name, "")
     table = Table(population.contract, rows, target, None, source, {}, ())
-    model = train(table, population.pipeline(), Gates(max_latency_ms=None), seed=42)
+    model = train(table, population.pipeline(), Arguments(gates=Gates(max_latency_ms=None), seed=42))
     engine = model.compiled.engine(model.pipeline, model.contract)
     return Model(model.contract, model.reference, engine, rows[model.split.train], model.out_of_fold)
 

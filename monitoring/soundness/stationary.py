@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from monitoring.divergence import psi
 from monitoring.soundness import evidently_default, ours
 from monitoring.soundness.ours import Model, Watched
 from monitoring.soundness.populations import built_in, mixed
 from monitoring.verdict import Level
 from tabserve.engine import Scores
 from tabserve.reference import Bins, deciles
+from tabserve.statistics.divergence import psi
 
 SIZES = (500, 1000, 5000, 20_000)  # rows a day
 POPULATIONS = (built_in, mixed)

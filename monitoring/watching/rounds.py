@@ -13,7 +13,6 @@ from pathlib import Path
 
 from monitoring.commands import say
 from monitoring.drift import Against, find_drift
-from monitoring.live.segments import SegmentColumn, segment_column
 from monitoring.live.version_quality import find_quality
 from monitoring.models import MonitoredModel
 from monitoring.reports.keeping import keep_result, tidy
@@ -28,6 +27,7 @@ from monitoring.watching.schedule import before
 from monitoring.watching.trigger import Facts, Rules, Trigger, decide, standing
 from monitoring.watching.turns import Result, Turn, look, say_failure
 from tabserve import model_store
+from tabserve.history.segments import SegmentColumn, segment_column
 from tabserve.history.window import BadQuestionError, Which
 from tabserve.model_store import ModelRefusedError
 from tabserve.prediction_log.places import Place

@@ -1,8 +1,11 @@
 """The subcommands of `tabserve`, a module for each noun, and what they share."""
 
 import argparse
+import signal
 import sys
+import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,7 +25,7 @@ def add_command(
     return command
 
 
-def add_log_url(command: argparse.ArgumentParser) -> None:
+def add_log_url(command: argparse._ActionsContainer) -> None:
     command.add_argument("--log-url", metavar="URL", help="where the log is kept (default: as TABSERVE_LOG_URL says)")
 
 
@@ -46,3 +49,15 @@ def say(*lines: object) -> None:
     """Writes lines to the standard output, which is what was asked for; all else goes to the log."""
     for line in lines:
         sys.stdout.write(f"{line}\n")
+
+
+def over_with_ctrl_c() -> threading.Event:
+    """Set by Ctrl-C; a second one ends the process. As an exception it is lost where DuckDB or a finalizer runs."""
+    is_over = threading.Event()
+
+    def end(_signal: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        is_over.set()
+
+    signal.signal(signal.SIGINT, end)
+    return is_over

@@ -15,7 +15,10 @@ logger = logging.getLogger("tabserve.cli")
 
 def add_label_commands(commands: Commands) -> None:
     from_file = add_command(
-        commands, "import", labels_import, "Labels from a file with the columns prediction_id and label"
+        commands,
+        "import",
+        labels_import,
+        "Labels from a file with the columns prediction_id and label, or business_value, or both",
     )
     from_file.add_argument("file", type=Path, metavar="FILE", help="a .csv or .parquet file")
     from_file.add_argument(

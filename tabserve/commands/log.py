@@ -1,14 +1,11 @@
 """`tabserve log`: the predictions that were made."""
 
 import logging
-import signal
 import sys
-import threading
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from tabserve.commands import Commands, Options, add_command, add_log_url, log_url_of, positive, say
+from tabserve.commands import Commands, Options, add_command, add_log_url, log_url_of, over_with_ctrl_c, positive, say
 from tabserve.history import stats, tail
 from tabserve.history.export import check_target, export
 from tabserve.history.records import opened, readable_place
@@ -52,18 +49,6 @@ def log_tail(options: Options) -> int:
             say(line or "… more came at once than are shown")
             sys.stdout.flush()
     return 0
-
-
-def over_with_ctrl_c() -> threading.Event:
-    """Set by Ctrl-C; a second one ends the process. As an exception it is lost where DuckDB or a finalizer runs."""
-    is_over = threading.Event()
-
-    def end(_signal: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        is_over.set()
-
-    signal.signal(signal.SIGINT, end)
-    return is_over
 
 
 def log_stats(options: Options) -> int:

@@ -20,9 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tabserve.history.records import ROWS_AT_ONCE, Records, UnreadableError
+from tabserve.history.sql import text
 from tabserve.history.window import Which, Window
 from tabserve.prediction_log.labels import LABELS
 from tabserve.prediction_log.places import Place
+from tabserve.prediction_log.predictions import SHADOW
 from tabserve.prediction_log.reading import Snapshot, read
 from tabserve.prediction_log.rejections import REJECTIONS
 from tabserve.prediction_log.sources import PREDICTIONS
@@ -32,27 +34,38 @@ logger = logging.getLogger(__name__)
 # A join of a million predictions takes 300 MB; beyond this DuckDB uses the disk, in place of what the service needs.
 MEMORY = "1GB"
 
+RECORDED = "recorded"  # the view of all predictions, those of shadows included, which nobody was told
+
 # The columns that a view has even where no record has them; `label` is of the type that the records have.
 _COLUMNS = {
-    PREDICTIONS: "prediction_id VARCHAR, time TIMESTAMPTZ, model VARCHAR, version VARCHAR, contract_hash VARCHAR, "
+    RECORDED: "prediction_id VARCHAR, time TIMESTAMPTZ, model VARCHAR, version VARCHAR, contract_hash VARCHAR, "
     "variant VARCHAR, latency_ms DOUBLE, weight DOUBLE",
-    LABELS: "prediction_id VARCHAR, time TIMESTAMPTZ, label VARCHAR, value DOUBLE, source VARCHAR",
+    LABELS: "prediction_id VARCHAR, time TIMESTAMPTZ, label VARCHAR, value DOUBLE, source VARCHAR, "
+    "business_value DOUBLE",
     REJECTIONS: "time TIMESTAMPTZ, route VARCHAR, feature VARCHAR, rule VARCHAR, count BIGINT, "
     "model VARCHAR, version VARCHAR",
 }
 _PREDICTED = {"label": "VARCHAR", "value": "DOUBLE"}
 
-# By the ids as they stand: made 16 bytes of them first, the join takes a third longer (docs/decisions.md).
+# By the ids as they stand: made 16 bytes of them first, the join takes a third longer (docs/decisions.md). A label and
+# a business value may come apart: arg_max passes over those that are null, so that the last one of each counts.
 _LATEST = """
 CREATE VIEW latest AS
 SELECT prediction_id, arg_max(label, time) AS true_label, arg_max(value, time) AS true_value,
-       max(time) AS labelled_at, count(*) AS n_labels
+       arg_max(business_value, time) AS business_value,
+       max(time) FILTER (label IS NOT NULL OR value IS NOT NULL) AS labelled_at,
+       count(*) FILTER (label IS NOT NULL OR value IS NOT NULL) AS n_labels
 FROM labels GROUP BY prediction_id
 """
+_BY_ROLE = f"""
+CREATE VIEW {PREDICTIONS} AS SELECT * FROM {RECORDED} WHERE variant <> '{SHADOW}';
+CREATE VIEW shadows AS SELECT * FROM {RECORDED} WHERE variant = '{SHADOW}'
+"""
 _JOINED = """
-CREATE VIEW joined AS
-SELECT predictions.*, true_label, true_value, labelled_at, CAST(label AS VARCHAR) = true_label AS is_correct
-FROM predictions LEFT JOIN latest USING (prediction_id)
+CREATE VIEW {joined} AS
+SELECT {rows}.*, true_label, true_value, labelled_at, CAST(label AS VARCHAR) = true_label AS is_correct,
+       business_value
+FROM {rows} LEFT JOIN latest USING (prediction_id)
 """
 
 
@@ -74,18 +87,20 @@ def opened_files(place: Place, window: Window, of: Which) -> Iterator[Records]:
             for table in (PREDICTIONS, REJECTIONS)
         )
         for setting, value in (("TimeZone", "UTC"), ("memory_limit", MEMORY), ("temp_directory", spill)):
-            connection.execute(f"SET {setting} = {_text(value)}")
+            connection.execute(f"SET {setting} = {text(value)}")
         connection.execute("SET preserve_insertion_order = false")  # an order costs memory; who wants one asks for it
         connection.execute("SET parquet_metadata_cache = true")
         connection.execute("SET enable_progress_bar = false")  # it would write into our output
         in_window = f"time >= {_moment(window.since)} AND time < {_moment(window.until)}"
         meant = f"{in_window}{_meant(of)}"
         found = Files(connection)
-        found.add_view(PREDICTIONS, predictions, meant)
+        found.add_view(RECORDED, predictions, meant)
         found.add_view(LABELS, labels, f"time >= {_moment(window.since)}")
         found.add_view(REJECTIONS, rejections, meant)
         found.connection.execute(_LATEST)
-        found.connection.execute(_JOINED)
+        found.connection.execute(_BY_ROLE)
+        for joined, rows in (("joined", PREDICTIONS), ("joined_shadows", "shadows")):
+            found.connection.execute(_JOINED.format(joined=joined, rows=rows))
         yield found
 
 
@@ -126,7 +141,7 @@ class Files:
         parts = [f"SELECT {columns} WHERE false"]
         if files:
             # The folders say nothing that the columns do not, and would make a number of the version `1`.
-            paths = ", ".join(_text(str(path)) for path in files)
+            paths = ", ".join(text(str(path)) for path in files)
             parts.append(f"SELECT * FROM read_parquet([{paths}], union_by_name = true, hive_partitioning = false)")
         for position, segment in enumerate(segments):
             # Tables of DuckDB's own: a join makes a Bloom filter of one side for the scan of the other, and a scan of
@@ -141,7 +156,7 @@ class Files:
         more = "".join(
             f", CAST(NULL AS {kind}) AS {name}"
             for name, kind in _PREDICTED.items()
-            if table == PREDICTIONS and name not in known
+            if table == RECORDED and name not in known
         )
         self.connection.execute(f"CREATE VIEW {table} AS SELECT *{more} FROM ({everything}) WHERE {condition}")
 
@@ -172,7 +187,7 @@ def _of(snapshot: Snapshot, of: Which) -> Snapshot:
 def _meant(of: Which) -> str:
     """Of open segments the columns say it."""
     return "".join(
-        f" AND {key} = {_text(value)}" for key, value in (("model", of.model), ("version", of.version)) if value
+        f" AND {key} = {text(value)}" for key, value in (("model", of.model), ("version", of.version)) if value
     )
 
 
@@ -196,8 +211,3 @@ def _faults_named() -> Iterator[None]:
 
 def _moment(moment: datetime) -> str:
     return f"TIMESTAMPTZ '{moment.isoformat()}'"
-
-
-def _text(text: str) -> str:
-    escaped = text.replace("'", "''")
-    return f"'{escaped}'"

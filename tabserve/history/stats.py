@@ -24,6 +24,8 @@ class Stats:
     """`name:version`, rows, share."""
     predicted: list[tuple[str, str | None, float, float | None]] = field(default_factory=list)
     """`name:version`, label, its share of that version; None and the mean value for a regression."""
+    shadows: list[tuple[str, int]] = field(default_factory=list)
+    """`name:version` of challengers in the shadow, and how many rows they were asked; in no other number here."""
     latency_ms: dict[float, float] = field(default_factory=dict)
     coverage: float = 0.0
     n_labelled: int = 0
@@ -42,7 +44,11 @@ def stats_of(records: Records, window: Window, *, of_all_models: bool) -> Stats:
     )
     unknown = records.rows(_unknown(window))[0][0] if of_all_models else None
     ((n_rows, weighted, first),) = records.rows("SELECT count(*), sum(weight), epoch(min(time)) FROM predictions")
-    found: dict[str, object] = {"rejections": rejections, "n_unknown_labels": unknown}
+    shadows = records.rows(
+        "SELECT model || ':' || version AS tag, count(*) AS n FROM shadows "
+        f"GROUP BY tag ORDER BY n DESC, tag LIMIT {MOST_LINES}"
+    )
+    found: dict[str, object] = {"rejections": rejections, "n_unknown_labels": unknown, "shadows": shadows}
     if n_rows:
         ((n_labelled, labelled),) = records.rows(
             "SELECT count(*), coalesce(sum(weight), 0) FROM joined WHERE labelled_at IS NOT NULL"
@@ -112,6 +118,7 @@ def text_of(stats: Stats, window: Window, title: str) -> str:
         lines += [f"labels       {stats.coverage:.2%} of the predictions have one ({stats.n_labelled:,}){came}"]
     if stats.n_unknown_labels:
         lines += [f"             {stats.n_unknown_labels:,} labels are of predictions that are not in the log"]
+    lines += _block("in shadow", [f"{n_rows:7,}  {tag}, in none of these numbers" for tag, n_rows in stats.shadows])
     rejections = [
         f"{n:7,}  {route}  {f'{feature}: ' if feature else ''}{rule}" for route, feature, rule, n in stats.rejections
     ]

@@ -2,12 +2,13 @@
 
 prediction_id, time    time is when the label came; where there are several of one prediction, the last one counts
 label, value           of a class its text, whatever its kind, so that all labels of a place are one table; or a number
+business_value         what the prediction was worth, a number; the last one counts, whether or not a label came with it
 source                 feedback or import
 """
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,7 @@ SCHEMA = pa.schema(
         ("label", pa.string()),
         ("value", pa.float64()),
         ("source", pa.string()),
+        ("business_value", pa.float64()),  # the last one: files of before 2026-11-26 do not have it
     ]
 )
 MOST_ROWS = 100_000  # may wait: ten seconds of 20 requests a second that are full
@@ -74,9 +76,7 @@ class LabelSource:
             return
         together = Labels()
         for labels, _ in taken:
-            together.ids += labels.ids
-            together.classes += labels.classes
-            together.values += labels.values
+            together.extend(labels)
         times = np.concatenate([first + np.arange(len(labels)) for labels, first in taken])
         for day, batch in by_day(label_batch(together, times, "feedback")):
             yield partition_of(date=date_of(day)), batch
@@ -87,13 +87,18 @@ class LabelSource:
 
 def label_batch(labels: Labels, times: npt.NDArray[np.int64], source: str) -> pa.RecordBatch:
     """Records of labels; `times` in microseconds since 1970, one each."""
-    absent = np.array([value is None for value in labels.values], dtype=bool)
-    values = np.array([np.nan if value is None else value for value in labels.values], dtype=np.float64)
     columns = [
         text_array(labels.ids),
         number_array(TIME, times),
         text_array(labels.classes),
-        number_array(pa.float64(), values, absent if absent.any() else None),
+        _numbers(labels.values),
         text_array([source] * len(labels)),
+        _numbers(labels.business_values),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+
+
+def _numbers(values: Sequence[float | None]) -> pa.Array:
+    absent = np.array([value is None for value in values], dtype=bool)
+    numbers = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+    return number_array(pa.float64(), numbers, absent if absent.any() else None)

@@ -97,8 +97,10 @@ class PostgresqlSink:
             return
         partition = tables.partition_name(table, day)
         with connection.transaction():
-            if not _is_there(connection, partition):
+            if not _is_there(connection, partition) or _lacks_columns(connection, table):
                 connection.execute("select pg_advisory_xact_lock(%s)", (LOCK,))
+                if _lacks_columns(connection, table):  # before a partition is made like it
+                    connection.execute(tables.widened(table))
                 if not _is_there(connection, partition):
                     for statement in (tables.DELIVERIES, *tables.made(table), *tables.partition_made(table, day)):
                         connection.execute(statement)
@@ -164,6 +166,13 @@ def _is_there(connection: psycopg.Connection, table: str) -> bool:
     # Not to_regclass: it remembers what was not there until the end of the transaction, whoever made it meanwhile.
     statement = "select exists (select from pg_class where relname = %s and pg_table_is_visible(oid))"
     return connection.execute(statement, (table,)).fetchone() == (True,)
+
+
+def _lacks_columns(connection: psycopg.Connection, table: str) -> bool:
+    """Whether a table that is there was made by a version that knew fewer columns."""
+    statement = "select attname from pg_attribute where attrelid = to_regclass(%s) and attnum > 0 and not attisdropped"
+    there = {name for (name,) in connection.execute(statement, (table,)).fetchall()}
+    return bool(there) and not set(tables.TABLES[table].columns) <= there
 
 
 def _partitions(connection: psycopg.Connection, table: str) -> list[tuple[str, date]]:

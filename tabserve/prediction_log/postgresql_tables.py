@@ -57,6 +57,7 @@ TABLES = {
             "label": "text",
             "value": "float8",
             "source": "text not null",
+            "business_value": "float8",
         },
         objects={},
         indexed="prediction_id",
@@ -93,6 +94,13 @@ def made(name: str) -> list[str]:
     if table.indexed:
         statements.append(f"create index if not exists {name}_{table.indexed} on {name} ({table.indexed})")
     return statements
+
+
+def widened(name: str) -> str:
+    """The statement that gives a table of an earlier version the columns that it lacks."""
+    # Only such as may be null can be missing: all others were there from the beginning.
+    columns = [f'add column if not exists "{column}" {kind}' for column, kind in TABLES[name].columns.items()]
+    return f"alter table {name} {', '.join(columns)}"
 
 
 def partition_name(name: str, day: date) -> str:

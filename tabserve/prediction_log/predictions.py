@@ -9,7 +9,12 @@ from tabserve.engine import Scores
 from tabserve.labels import Labels
 from tabserve.validation import Violation
 
+# What a model was when it answered: in service for all, the other side of an A/B test, tried on a share of the
+# requests, or asked beside the champion, whose answer the caller got. A shadow's records have the champion's ids.
 CHAMPION = "champion"
+CONTROL = "control"
+CHALLENGER = "challenger"
+SHADOW = "shadow"
 
 
 class CannotKeepError(Exception):

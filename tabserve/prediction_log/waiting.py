@@ -1,9 +1,9 @@
 """The predictions that wait to be written: bounded in rows, put without waiting, taken by the writer's thread."""
 
 import asyncio
-import random
 import threading
 import time
+import zlib
 from collections.abc import Sequence
 from itertools import chain, groupby
 from typing import Any
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from tabserve.contract import Contract
 from tabserve.prediction_log.personal import Personal
-from tabserve.prediction_log.predictions import Predictions
+from tabserve.prediction_log.predictions import SHADOW, Predictions
 
 Hashed = Sequence[Sequence[str | None]]
 Put = tuple[str, str, Contract, int, list[int], str, bytes, bytes, Hashed, float, list[float]]
@@ -52,7 +52,7 @@ class WaitingPredictions:
 
     def put(self, predictions: Predictions, latency_seconds: float) -> None:
         """The hot path: no loop over rows, no decoding, no metric."""
-        if self._share < 1 and random.random() >= self._share:  # noqa: S311
+        if self._share < 1 and _place_of(predictions.ids[0]) >= self._share:
             return
         try:
             loop = asyncio.get_running_loop()
@@ -93,7 +93,8 @@ class WaitingPredictions:
             [latency_seconds for _, latency_seconds in done],
         )
         with self._lock:
-            if self._n_rows + n_rows > self._max_rows:
+            # A shadow's leave half of the room to what callers were told.
+            if self._n_rows + n_rows > (self._max_rows // 2 if first.variant == SHADOW else self._max_rows):
                 self._dropped_rows += n_rows
                 return
             self._n_rows += n_rows
@@ -115,6 +116,11 @@ class WaitingPredictions:
         with self._lock:
             dropped, self._dropped_rows = self._dropped_rows, 0
         return dropped
+
+
+def _place_of(prediction_id: str) -> float:
+    """In [0, 1), the same for the same id: a shadow's record is kept where the champion's is."""
+    return zlib.crc32(prediction_id.encode()) / 2**32
 
 
 def _model_of(done: tuple[Predictions, float]) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import logging
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,14 +17,19 @@ from sklearn.base import BaseEstimator
 from sklearn.pipeline import Pipeline
 
 from tabserve import model_store
+from tabserve.audit import audit_log
+from tabserve.chained_log import BrokenChainError
 from tabserve.contract import Contract
 from tabserve.engine import COMPILED_FILE, ONNX_FILE, PIPELINE_FILE, Scores
 from tabserve.reference import Reference
+from tabserve.settings import BadSettingError, Settings
 from tabserve.training.compilation import CompiledModel
 from tabserve.training.evaluation import Split
 from tabserve.training.model_card import write_card, write_plots
 from tabserve.training.table import Table
 from tabserve.validation import RowReader
+
+logger = logging.getLogger(__name__)
 
 REFERENCE_SAMPLE_ROWS = 5000  # enough for a report; the bins count all training rows
 EXAMPLES = 4
@@ -43,14 +49,22 @@ class TrainedModel:
     metadata: dict[str, Any]
 
 
-def save(model: TrainedModel, table: Table, name: str, modules: Sequence[ModuleType] = ()) -> str:
+def save(
+    model: TrainedModel,
+    table: Table,
+    name: str,
+    modules: Sequence[ModuleType] = (),
+    *,
+    same_pipeline_hash: str | None = None,
+) -> str:
     """Saves a trained model in the model store and returns its tag.
 
     Args:
         modules: the user's modules that the pipeline came from, whose code has to travel with the pickle.
+        same_pipeline_hash: that of the model whose pipeline this is, code and all, where the modules are not here.
     """
     pickled = _pickled(model.pipeline, modules)
-    fingerprint = pipeline_hash(model.pipeline, modules)
+    fingerprint = same_pipeline_hash or pipeline_hash(model.pipeline, modules)
     metadata = {
         "format": model_store.FORMAT,
         "name": name,
@@ -81,7 +95,16 @@ def save(model: TrainedModel, table: Table, name: str, modules: Sequence[ModuleT
         write_card(directory / model_store.CARD_FILE, model.contract, metadata, plots)
 
     headline = {key: f"{value:.4g}" for key, value in model.metadata["test_metrics"].items() if value is not None}
-    return model_store.save(name, model.contract, fingerprint, write, {"task": model.contract.task, **headline})
+    tag = model_store.save(name, model.contract, fingerprint, write, {"task": model.contract.task, **headline})
+    _record(tag)
+    return tag
+
+
+def _record(tag: str) -> None:
+    try:
+        audit_log(Settings.from_environment(), model_store.home()).append("save_model", model=tag)
+    except (OSError, BrokenChainError, BadSettingError) as error:  # the model is saved, whatever else fails
+        logger.warning("the audit log does not say that %s was saved: %s", tag, error)
 
 
 def pipeline_hash(pipeline: Pipeline, modules: Sequence[ModuleType]) -> str:

@@ -50,28 +50,37 @@ class Split:
     test: np.ndarray[Any, Any]
 
 
-def split(contract: Contract, target: Target, times: "pd.Series[Any] | None", seed: int) -> Split:
+def split(contract: Contract, target: Target, times: "pd.Series[Any] | None", seed: int, *, n_recent: int = 0) -> Split:
     """80 to 20: stratified by class, or the latest rows as test where there are times.
+
+    Args:
+        n_recent: so many of the latest rows are of a recent window. Then a fifth of these is the test, not of all rows:
+            a window that is small beside the older rows would go into the test whole, and teach nothing.
 
     Raises:
         BadTableError: where a class has no rows before the time of the split.
     """
-    positions = np.arange(len(target))
     if times is None:
+        positions = np.arange(len(target))
         stratify = None if contract.task == "regression" else target
         train, test = train_test_split(positions, test_size=TEST_SHARE, random_state=seed, stratify=stratify)
         return Split(train, test)
     in_time = np.argsort(times.to_numpy(), kind="stable")
-    cut = len(in_time) - math.ceil(len(in_time) * TEST_SHARE)
-    parts = Split(in_time[:cut], in_time[cut:])
+    n_test = n_test_of(n_recent or len(in_time))
+    parts = Split(in_time[:-n_test], in_time[-n_test:])
     counts = pd.Series(target[parts.train]).value_counts()
     rare = [label for code, label in enumerate(contract.classes) if counts.get(code, 0) < FOLDS]
     if rare:
         raise BadTableError(
-            f"before {times.iloc[in_time[cut]]}, where the last fifth of the rows begins, the classes {rare} "
+            f"before {times.iloc[parts.test[0]]}, where the {n_test} test rows begin, the classes {rare} "
             f"have fewer than {FOLDS} rows; train on a longer time or without --time-column"
         )
     return parts
+
+
+def n_test_of(n_rows: int) -> int:
+    """How many of so many rows are the test, where it is the latest ones."""
+    return math.ceil(n_rows * TEST_SHARE)
 
 
 def measure(contract: Contract, target: Target, scores: Scores) -> Metrics:

@@ -152,6 +152,7 @@ def write_card(path: Path, contract: Contract, metadata: Mapping[str, Any], plot
         f"| {f.name} | {f.kind} | {_allowed(f)} | {'yes' if f.may_be_missing else 'no'} |" for f in contract.features
     )
     images = "\n".join(f"![{plot.removesuffix('.png').replace('_', ' ')}](plots/{plot})" for plot in plots)
+    lineage = f"\n{_lineage(metadata['lineage'])}\n" if metadata.get("lineage") else ""
     report = f"```\n{metadata['classification_report']}\n```\n\n" if metadata.get("classification_report") else ""
     path.write_text(
         f"""# {metadata["name"]} {metadata["semantic_version"]}
@@ -161,7 +162,7 @@ features. Trained on {metadata["trained_at"]} from {metadata["dataset"]["descrip
 {metadata["n_train"]} training and {metadata["n_test"]} test rows, split: {metadata["split"]}, seed {metadata["seed"]}.
 Data SHA-256 {metadata["dataset"]["sha256"]}, git {metadata["git_commit"]}.
 Served by {metadata["engine"]["engine"]}: {metadata["engine"]["reason"]}.
-
+{lineage}
 ## How good it is
 
 | metric | baseline | training rows | test rows |
@@ -198,6 +199,16 @@ Of the test rows.
 {images}
 """,
         encoding="utf-8",
+    )
+
+
+def _lineage(lineage: Mapping[str, Any]) -> str:
+    window, rows, labels = lineage["window"], lineage["rows"], lineage["labels"]
+    return (
+        f"Retrained from {lineage['retrained_from']}: {rows['used']} rows of the prediction log ({lineage['log']})\n"
+        f"beside {rows['original']} of the table, predictions from {window['since']} to {window['until']}.\n"
+        f"Of {labels['predictions_in_window']} there {labels['labelled']} had a label\n"
+        f"that could be used ({labels['coverage']:.1%} by weight)."
     )
 
 

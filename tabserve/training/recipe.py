@@ -15,9 +15,10 @@ from tabserve import model_store
 from tabserve.contract import Contract, Feature, Rows
 from tabserve.reference import build_reference, deciles
 from tabserve.training import evaluation
+from tabserve.training.arguments import KEY, Arguments
 from tabserve.training.artifact import TrainedModel, describe
 from tabserve.training.compilation import compile_model
-from tabserve.training.evaluation import Gates, Metrics
+from tabserve.training.evaluation import Metrics
 from tabserve.training.table import Table
 
 logger = logging.getLogger(__name__)
@@ -31,22 +32,23 @@ class GateFailedError(Exception):
     """A trained model that is not good enough to be saved; the message names each gate and by how much it is missed."""
 
 
-def train(table: Table, pipeline: Pipeline, gates: Gates, *, seed: int, engine: str = "auto") -> TrainedModel:
+def train(table: Table, pipeline: Pipeline, told: Arguments) -> TrainedModel:
     """Fits an unfitted pipeline and evaluates it.
 
     Args:
-        engine: "auto" for ONNX Runtime where it agrees with scikit-learn, "scikit-learn" for scikit-learn.
+        told: of it the gates, the seed and the engine: "auto" for ONNX Runtime where it agrees with scikit-learn.
 
     Raises:
         BadTableError: where the table cannot be split.
         GateFailedError: where the model is not good enough.
     """
     with threadpool_limits(limits=1 if table.rows.size < FEWEST_VALUES_FOR_THREADS else None):
-        return _train(table, pipeline, gates, seed=seed, engine=engine)
+        return _train(table, pipeline, told)
 
 
-def _train(table: Table, pipeline: Pipeline, gates: Gates, *, seed: int, engine: str) -> TrainedModel:
-    parts = evaluation.split(table.contract, table.target, table.times, seed)
+def _train(table: Table, pipeline: Pipeline, told: Arguments) -> TrainedModel:
+    seed = told.seed
+    parts = evaluation.split(table.contract, table.target, table.times, seed, n_recent=table.n_recent)
     contract = with_statistics(table.contract, table.rows[parts.train])
     rows, target = table.rows[parts.train], table.target[parts.train]
     logger.info("%d training and %d test rows, %d features", len(parts.train), len(parts.test), rows.shape[1])
@@ -60,7 +62,7 @@ def _train(table: Table, pipeline: Pipeline, gates: Gates, *, seed: int, engine:
     train_duration_s = time.perf_counter() - started
     logger.info("fitted in %.1f s", train_duration_s)
 
-    compiled = compile_model(fitted, contract, table.rows, engine=engine)
+    compiled = compile_model(fitted, contract, table.rows, engine=told.engine)
     parity = compiled.compiled.parity
     logger.info("served by %s: %s", parity.engine, parity.reason)
     serving = compiled.engine(fitted, contract)
@@ -76,7 +78,7 @@ def _train(table: Table, pipeline: Pipeline, gates: Gates, *, seed: int, engine:
     latency = evaluation.measure_latency(serving, table.rows[parts.test])
     logger.info("one row takes %.3f ms (median), 64 take %.3f ms", latency["rows_1_p50_ms"], latency["rows_64_p50_ms"])
 
-    failures = gates.failures(contract, test_metrics, baseline_metrics, latency)
+    failures = told.gates.failures(contract, test_metrics, baseline_metrics, latency)
     if failures:
         raise GateFailedError("; ".join(failures))
     metadata = {
@@ -98,12 +100,9 @@ def _train(table: Table, pipeline: Pipeline, gates: Gates, *, seed: int, engine:
         },
         "n_train": len(parts.train),
         "n_test": len(parts.test),
-        "split": "stratified"
-        if table.times is None and contract.classes
-        else "random"
-        if table.times is None
-        else "time",
+        "split": _kind_of_split(table),
         "seed": seed,
+        KEY: told.model_dump(mode="json"),
         "trained_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "train_duration_s": round(train_duration_s, 3),
         "cv": _mean_and_std(folds),
@@ -147,9 +146,16 @@ def _mean_and_std(folds: list[Metrics]) -> dict[str, dict[str, float]]:
     return found
 
 
+def _kind_of_split(table: Table) -> str:
+    if table.times is not None:
+        return "time, of the window" if table.n_recent else "time"
+    return "stratified" if table.contract.classes else "random"
+
+
 def _limitations(table: Table, contract: Contract, n_test: int) -> list[str]:
+    of = "of the same table; other sources were not tried" if not table.n_recent else "that came last in the window"
     found = [
-        f"Evaluated on {n_test} rows of the same table; other sources were not tried.",
+        f"Evaluated on {n_test} rows {of}.",
         "Outside of the ranges and categories of the contract it extrapolates, or refuses.",
         *table.warnings,
     ]

@@ -58,6 +58,8 @@ class Table:
     source: Source
     class_names: Mapping[Any, str]
     warnings: tuple[str, ...]
+    n_recent: int = 0
+    """So many of the latest rows are of a window of the prediction log; see `evaluation.split`."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,16 @@ def read_table(path: Path, columns: Columns, *, task: Task | None = None, rules:
     Raises:
         BadTableError: naming every column that is wrong.
     """
+    frame, source = read_frame(path)
+    return prepare(frame, columns, source, task=task, rules=rules)
+
+
+def read_frame(path: Path) -> tuple[pd.DataFrame, Source]:
+    """What a CSV or Parquet file holds, not checked yet.
+
+    Raises:
+        BadTableError: where it cannot be read.
+    """
     readers = {".csv": _read_csv, ".parquet": _read_parquet}
     if path.suffix.lower() not in readers:
         raise BadTableError(f"expected a .csv or .parquet file, got {path}")
@@ -95,8 +107,7 @@ def read_table(path: Path, columns: Columns, *, task: Task | None = None, rules:
         raise BadTableError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, csv.Error, pd.errors.ParserWarning) as error:
         raise BadTableError(f"{path} is no readable {path.suffix[1:]} file: {str(error).splitlines()[0]}") from error
-    source = Source(_model_name(path.stem), path.name, hashlib.sha256(content).hexdigest())
-    return prepare(frame, columns, source, task=task, rules=rules)
+    return frame, Source(_model_name(path.stem), path.name, hashlib.sha256(content).hexdigest())
 
 
 def _read_csv(content: bytes) -> pd.DataFrame:

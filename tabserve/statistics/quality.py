@@ -22,7 +22,7 @@ from sklearn.metrics import (
     root_mean_squared_error,
 )
 
-from monitoring.live.intervals import Average, Floats, Interval, effective, linearised, wilson
+from tabserve.statistics.intervals import Average, Floats, Interval, effective, linearised, wilson
 
 Codes = npt.NDArray[np.intp]
 """Positions in the contract's classes, shape (n,)."""

@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from tabserve.contract import Contract, Feature
+from tabserve.history.sql import quoted, text
 from tabserve.history.window import BadQuestionError
 
 MISSING = "(missing)"
@@ -50,18 +51,6 @@ def segment_column(contract: Contract, name: str) -> SegmentColumn:
     known = [feature.name for feature in contract.features if not feature.personal] + ["variant"]
     known += ["label"] if contract.classes else []
     raise BadQuestionError(f"there is no column {name!r} to part the rows by: there are {', '.join(known)}")
-
-
-def quoted(column: str) -> str:
-    """A column's name as SQL has it."""
-    escaped = column.replace('"', '""')
-    return f'"{escaped}"'
-
-
-def text(value: str) -> str:
-    """A text as SQL has it."""
-    escaped = value.replace("'", "''")
-    return f"'{escaped}'"
 
 
 def _parts(feature: Feature) -> str:

@@ -1,0 +1,94 @@
+"""`tabserve ab-result`: what an A/B test has found, or what is missing to its horizon."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from tabserve.commands import Commands, Options, add_command, add_log_url, log_url_of, say
+from tabserve.commands.compare_models import ends_with_two
+from tabserve.history.records import readable_place
+from tabserve.history.window import BadQuestionError, last, length_of
+
+if TYPE_CHECKING:
+    from tabserve.lifecycle import experiment
+
+LOOKED_BACK = "180d"  # for the first row of a test; nobody lets one run for half a year
+
+
+def add_ab_result_command(commands: Commands) -> None:
+    command = add_command(
+        commands,
+        "ab-result",
+        ab_result,
+        "What the A/B test of rollout.yaml has found. Exit codes: 0 better, or not worse; 1 worse; 2 error; 3 not "
+        "enough data, or no difference shown",
+    )
+    end = command.add_mutually_exclusive_group()
+    end.add_argument("--horizon", metavar="14d", help="said at the first look: compare rows of so long a time, then")
+    end.add_argument(
+        "--detect",
+        type=float,
+        metavar="EFFECT",
+        help="or: end when this effect would be found with 80 %% (0.01 is a point)",
+    )
+    command.add_argument(
+        "--outcome", choices=("label", "business-value"), help="what is compared (default: label, whether it came true)"
+    )
+    command.add_argument("--control", metavar="TAG", help="of a test that is over: the champion then")
+    command.add_argument("--challenger", metavar="TAG", help="and the challenger")
+    command.add_argument("--share", type=_percent, metavar="PERCENT", help="that went to the challenger")
+    command.add_argument("--by", metavar="FIELD", help="what the choice was sticky by: a feature, or header:NAME")
+    add_log_url(command)
+
+
+@ends_with_two
+def ab_result(options: Options) -> int:
+    from tabserve import model_store  # here, because they import BentoML and DuckDB
+    from tabserve.contract import Contract
+    from tabserve.lifecycle import experiment
+    from tabserve.lifecycle.experiment_plan import planned
+    from tabserve.lifecycle.experiment_text import text_of
+
+    test = _test(options)
+    try:
+        stored = model_store.find(test.control)
+        contract = Contract.load(stored.directory / model_store.CONTRACT_FILE)
+    except model_store.ModelRefusedError as error:
+        raise BadQuestionError(str(error)) from error
+    place = readable_place(log_url_of(options))
+    plan = planned(
+        model_store.home(), test.name, outcome=options.outcome, horizon=options.horizon, detect=options.detect
+    )
+    found = experiment.find(test, plan, contract, place, last(length_of(LOOKED_BACK)))
+    say(text_of(found))
+    return {"better": 0, "not worse": 0, "worse": 1, "inconclusive": 3}[found.verdict]
+
+
+def _test(options: Options) -> "experiment.AbTest":
+    from tabserve import model_store
+    from tabserve.lifecycle import experiment
+    from tabserve.rollout_state import ROLLOUT_FILE, BadRolloutError, read_rollout
+
+    if options.control and options.challenger and options.share:
+        return experiment.AbTest(options.control, options.challenger, options.share, options.by)
+    if options.control or options.challenger or options.share or options.by:
+        raise BadQuestionError("of a test that is over say all: --control, --challenger, --share and, if sticky, --by")
+    try:
+        state = read_rollout(model_store.home() / ROLLOUT_FILE)
+    except BadRolloutError as error:
+        raise BadQuestionError(str(error)) from error
+    if state is None or state.challenger is None or state.challenger.mode != "ab":
+        raise BadQuestionError(
+            "no A/B test runs by rollout.yaml: start one with `tabserve ab`, or say of one that is over --control, "
+            "--challenger, --share and --by"
+        )
+    return experiment.AbTest(state.champion, state.challenger.model, state.challenger.share, state.challenger.by)
+
+
+def _percent(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 100:
+        raise argparse.ArgumentTypeError(f"expected percent between 0 and 100, got {text!r}")
+    return share

@@ -1,0 +1,1 @@
+"""Changing which model answers: versions, rollouts, comparisons, retraining."""

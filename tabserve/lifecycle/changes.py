@@ -1,0 +1,333 @@
+"""Changes of the rollout file: checked, written by one at a time, and recorded in the deployment history.
+
+A change is recorded before the file is written, so that nothing takes effect of which nobody knows who did it and why.
+A process that dies in between leaves a line that did not come true; the next change finds that, and says so in a line
+of its own, as it does where somebody has edited the file by hand.
+"""
+
+import contextlib
+import fcntl
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tabserve import model_store
+from tabserve.audit import audit_log
+from tabserve.chained_log import ChainedLog
+from tabserve.contract import Contract
+from tabserve.lifecycle.compatibility import breaking_changes
+from tabserve.model_store import StoredModel
+from tabserve.rollout_state import HEADER, ROLLOUT_FILE, BadRolloutError, Challenger, RolloutState, read_rollout
+from tabserve.settings import Settings
+
+HISTORY_FILE = "deployments.jsonl"
+FOUND = "found"  # the action of a line about a file that is not as the line before says
+
+MOST_CHARACTERS = 2000  # of a reason
+
+
+class ChangedMeanwhileError(BadRolloutError):
+    """Somebody else changed the challenger that was to be changed."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One line of the deployment history; the states are as in the rollout file, None where there was none."""
+
+    time: str
+    who: str
+    action: str
+    before: RolloutState | None
+    after: RolloutState
+    why: str
+    key: str | None
+    """What asked for it, where the same may ask twice."""
+
+
+def history(home: Path) -> list[Change]:
+    """Every change of a home's rollout, oldest first.
+
+    Raises:
+        BrokenChainError: where the history was tampered with.
+    """
+    return [
+        Change(
+            line["time"],
+            line["who"],
+            line["action"],
+            RolloutState.model_validate(line["from"]) if line["from"] else None,
+            RolloutState.model_validate(line["to"]),
+            line["why"],
+            line.get("key"),
+        )
+        for line in _log(home).lines()
+    ]
+
+
+def current(home: Path) -> RolloutState:
+    """What the rollout file says.
+
+    Raises:
+        BadRolloutError: where there is none yet, or it cannot be used.
+    """
+    state = read_rollout(home / ROLLOUT_FILE)
+    if state is None:
+        raise BadRolloutError(
+            f"there is no {home / ROLLOUT_FILE} yet, the service serves the model trained last: "
+            "`tabserve promote TAG --why TEXT` makes one"
+        )
+    return state
+
+
+def happened(home: Path) -> list[Change]:
+    """The same without what was recorded and never written, because its process died in between.
+
+    Raises:
+        BrokenChainError, BadRolloutError: where history or rollout file cannot be read.
+    """
+    done: list[Change] = []
+    for change in history(home):
+        if change.action == FOUND and done and done[-1].before == change.after:
+            done.pop()
+        else:
+            done.append(change)
+    now = read_rollout(home / ROLLOUT_FILE)
+    if done and done[-1].before == now != done[-1].after:
+        done.pop()
+    return done
+
+
+def promote(
+    home: Path,
+    tag: str,
+    why: str,
+    *,
+    allow_contract_change: bool = False,
+    action: str = "promote",
+    only_beside: Challenger | None = None,
+) -> RolloutState:
+    """Makes a version champion. A challenger beside the old one ends with it.
+
+    Args:
+        only_beside: does so only while this challenger is as it was.
+
+    Raises:
+        BadRolloutError: where it is champion already, or its contract would break callers and that is not allowed.
+        ChangedMeanwhileError: where there is another challenger than `only_beside`, or none.
+        ModelRefusedError: where it is not in the store, or damaged.
+    """
+    model = _usable(tag)
+
+    def to(state: RolloutState | None) -> RolloutState:
+        if state is None:
+            return RolloutState(champion=tag)
+        if state.champion == tag:
+            raise BadRolloutError(f"{tag} is champion already")
+        _check_beside(state, only_beside)
+        faults = breaking_changes(_contract(model_store.find(state.champion)), _contract(model))
+        if faults and not allow_contract_change:
+            raise BadRolloutError(
+                f"the contract of {tag} breaks callers of {state.champion}: {'; '.join(faults)}. "
+                "Tell them, then promote it with --allow-contract-change"
+            )
+        return RolloutState(champion=tag, paused=state.paused)
+
+    return _change(home, action, to, why)
+
+
+def rollback(home: Path, why: str, *, key: str | None = None, only_from: str | None = None) -> RolloutState:
+    """Goes back to the champion before the current one; once more, to the one before that.
+
+    Args:
+        key: of who asks, such as an alert's; the same key goes back once.
+        only_from: goes back only where this version is champion.
+
+    Raises:
+        BadRolloutError: where there is none before, `only_from` is not champion any more, or `key` has gone back.
+        ModelRefusedError: where the one before is gone from the store, or damaged.
+    """
+
+    def to(state: RolloutState | None) -> RolloutState:
+        if state is None:
+            raise BadRolloutError("no version was promoted yet, there is none to go back to")
+        if only_from is not None and state.champion != only_from:
+            raise BadRolloutError(f"{only_from} is not champion any more, {state.champion} is")
+        changes = happened(home)
+        if key is not None and any(change.key == key for change in changes):
+            raise BadRolloutError("that was gone back from already")
+        earlier = champions_before(changes)
+        if not earlier:
+            raise BadRolloutError(
+                f"the history knows no champion before {state.champion}: promote the version that should answer"
+            )
+        _usable(earlier[-1])
+        return RolloutState(champion=earlier[-1], paused=state.paused)
+
+    return _change(home, "rollback", to, why, key)
+
+
+def challenge(home: Path, challenger: Challenger, why: str, *, only_beside: Challenger | None = None) -> RolloutState:
+    """Puts a challenger beside the champion, or changes the share of the one that is there.
+
+    Args:
+        only_beside: does so only while this challenger is as it was.
+
+    Raises:
+        BadRolloutError: where it is champion, its contract is another one, `by` is no feature, or another challenger is
+            there.
+        ChangedMeanwhileError: where there is another challenger than `only_beside`, or none.
+        ModelRefusedError: where it is not in the store, or damaged.
+    """
+    model = _usable(challenger.model)
+
+    def to(state: RolloutState | None) -> RolloutState:
+        if state is None:
+            return current(home)  # which says what to do
+        if challenger.model == state.champion:
+            raise BadRolloutError(f"challenger and champion are the same version, {state.champion}")
+        _check_beside(state, only_beside)
+        there = state.challenger
+        if there is not None and (there.model, there.mode) != (challenger.model, challenger.mode):
+            raise BadRolloutError(
+                f"{there.model} is challenger already ({there.mode}): `tabserve stop` ends that, or promote it"
+            )
+        ours, theirs = _contract(model_store.find(state.champion)), _contract(model)
+        if ours.hash != theirs.hash:
+            raise BadRolloutError(
+                f"{challenger.model} was trained for another contract than {state.champion}, so it cannot be asked the "
+                "same rows: promote it in place of trying it beside the champion"
+            )
+        by = challenger.by
+        if by is not None and not by.startswith(HEADER) and by not in ours.names:
+            raise BadRolloutError(f"--by is {by!r}, expected header:NAME or a feature: {', '.join(ours.names)}")
+        return state.model_copy(update={"challenger": challenger})
+
+    return _change(home, challenger.mode, to, why)
+
+
+def stop(home: Path, why: str, *, only_beside: Challenger | None = None) -> RolloutState:
+    """Ends the challenger; the champion answers alone.
+
+    Args:
+        only_beside: does so only while this challenger is as it was.
+
+    Raises:
+        BadRolloutError: where there is none.
+        ChangedMeanwhileError: where there is another challenger than `only_beside`, or none.
+    """
+
+    def to(state: RolloutState | None) -> RolloutState:
+        _check_beside(state, only_beside)
+        if state is None or state.challenger is None:
+            raise BadRolloutError("there is no challenger to stop")
+        return state.model_copy(update={"challenger": None})
+
+    return _change(home, "stop", to, why)
+
+
+def pause(home: Path, why: str) -> RolloutState:
+    """Has no model answer, until `resume`; callers are told why."""
+    return _change(home, "pause", lambda _: current(home).model_copy(update={"paused": why}), why)
+
+
+def resume(home: Path, why: str) -> RolloutState:
+    """Has the models answer again.
+
+    Raises:
+        BadRolloutError: where they do.
+    """
+
+    def to(state: RolloutState | None) -> RolloutState:
+        if state is None or state.paused is None:
+            raise BadRolloutError("nothing is paused")
+        return state.model_copy(update={"paused": None})
+
+    return _change(home, "resume", to, why)
+
+
+def champions_before(changes: list[Change]) -> list[str]:
+    """The champions to which one can go back, the nearest last: a rollback takes the last one away, and a champion that
+    was gone back from is none of them.
+
+    Args:
+        changes: that happened.
+    """
+    before: list[str] = []
+    for change in changes:
+        if change.before is None or change.before.champion == change.after.champion:
+            continue
+        if change.action == "rollback" and before:
+            before.pop()
+        else:
+            before.append(change.before.champion)
+    return before
+
+
+def _change(
+    home: Path, action: str, to: Callable[[RolloutState | None], RolloutState], why: str, key: str | None = None
+) -> RolloutState:
+    # What is no UTF-8 on the command line comes as half characters, which the rollout file cannot hold.
+    if not why.strip() or len(why) > MOST_CHARACTERS or not why.isprintable():
+        raise BadRolloutError(
+            f"--why says nothing, more than {MOST_CHARACTERS} characters, or some that cannot be printed; "
+            "expected a sentence in one line"
+        )
+    path = home / ROLLOUT_FILE
+    with _one_at_a_time(home):
+        before = read_rollout(path)
+        changes = history(home)
+        last = changes[-1].after if changes else None
+        if last is not None and last != before and before is not None:
+            _record(home, FOUND, (last, before), "the file was edited by hand, or the change before did not come true")
+        after = RolloutState.model_validate(_said(to(before)))  # a copy with something else in it was not validated
+        if after == before:
+            raise BadRolloutError("that is how it is already")
+        audit = audit_log(Settings.from_environment(), home)
+        audit.check()  # before anything is changed, so that nothing is done of which it cannot be said
+        _record(home, action, (before, after), why.strip(), key)
+        after.save(path)
+        audit.append(action, to=_said(after), why=why.strip())
+    return after
+
+
+def _record(
+    home: Path, action: str, states: tuple[RolloutState | None, RolloutState], why: str, key: str | None = None
+) -> None:
+    before, after = states
+    asked = {"key": key} if key is not None else {}
+    said: dict[str, Any] = {"from": _said(before) if before else None, "to": _said(after)}
+    _log(home).append(action, **said, why=why, **asked)
+
+
+def _said(state: RolloutState) -> dict[str, Any]:
+    return state.model_dump(exclude_none=True)
+
+
+def _log(home: Path) -> ChainedLog:
+    return ChainedLog(home / HISTORY_FILE)
+
+
+def _check_beside(state: RolloutState | None, expected: Challenger | None) -> None:
+    if expected is not None and (state is None or state.challenger != expected):
+        raise ChangedMeanwhileError("the rollout was changed by somebody else, who has the last word")
+
+
+@contextlib.contextmanager
+def _one_at_a_time(home: Path) -> Iterator[None]:
+    """Who comes second waits, and then sees what the first one did; the kernel frees the lock of who dies."""
+    with (home / f".{ROLLOUT_FILE}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _usable(tag: str) -> StoredModel:
+    if ":" not in tag:
+        raise BadRolloutError(f"expected name:version, got {tag!r}: `tabserve models` lists them")
+    model = model_store.find(tag)
+    model_store.verify(model)
+    return model
+
+
+def _contract(model: StoredModel) -> Contract:
+    return Contract.load(model.directory / model_store.CONTRACT_FILE)
