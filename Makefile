@@ -48,7 +48,8 @@ train: .venv/training.installed ## train the built-in model (another table: .ven
 
 .PHONY: test
 test: .venv/dev.installed ## install what is missing and run every test
-	@$(BIN)/pytest
+	@$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not alone"
+	@$(BIN)/pytest -m alone
 
 .PHONY: fuzz
 fuzz: .venv/dev.installed ## schemathesis against the OpenAPI page of three models, 1000 examples an operation (15 minutes)
@@ -86,7 +87,7 @@ capacity: .venv/training.installed .venv/loadtest.installed ## the highest rate 
 lock: .venv/dev.installed ## resolve the locks after a change of pyproject.toml: all together, then each set from that
 	@$(COMPILE) --all-extras --output-file requirements/dev.txt
 	@$(COMPILE) --constraint requirements/dev.txt --output-file requirements.txt
-	@for set in training monitoring loadtest postgresql tracing; do \
+	@for set in training monitoring loadtest postgresql tracing access; do \
 	  $(COMPILE) --constraint requirements/dev.txt --extra $$set --output-file requirements/$$set.txt; done
 
 # One virtual environment; a mark for each set of packages in it, newer than its lock when it is installed.

@@ -7,6 +7,7 @@ import asyncio
 import gc
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import MutableMapping
@@ -16,6 +17,8 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tabserve import model_store
+from tabserve.access.gate import Gate
+from tabserve.access.opening import check_access, open_gate
 from tabserve.answers import outcomes
 from tabserve.asgi import App, Receive, Scope, Send
 from tabserve.audit import NoAuditError, Refusals, audit_log, check_audit_log
@@ -51,6 +54,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("tabserve.service")
 
+LOOPBACK = "127.0.0.1"
+
 # How long another thread, such as the writer of the prediction log, may keep the interpreter from the event loop. By
 # default it is 5 ms, longer than an answer takes.
 SWITCH_SECONDS = 0.0005
@@ -69,6 +74,7 @@ class Worker:
     prediction_log: PredictionLog = field(default_factory=NoPredictionLog)
     tracing: "Tracing | None" = None
     refusals: Refusals | None = None
+    gate: Gate | None = None
     follower: Follower | None = None
     watch: asyncio.Task[None] | None = None
     """Of the connections."""
@@ -169,6 +175,7 @@ class InFront:
             worker.tracing = open_tracing(telemetry)
             worker.refusals = Refusals(audit_log(settings, model_store.home()), telemetry.of_audit_log())
             worker.refusals.start()
+            worker.gate = gate_of(settings, telemetry)
             front_door = FrontDoor(
                 starlette.middleware_stack,
                 rollout=rollout,
@@ -176,6 +183,7 @@ class InFront:
                 telemetry=telemetry,
                 prediction_log=worker.prediction_log,
                 refusals=worker.refusals,
+                gate=worker.gate,
                 trace_batches=worker.tracing.of_batches if worker.tracing else None,
             )
             outermost: App = worker.tracing.around(front_door) if worker.tracing else front_door
@@ -224,6 +232,34 @@ def tls_files() -> tuple[str | None, str | None, str | None]:
     )
 
 
+def host() -> str:
+    """The address that a worker listens on; in the parent, what `bentoml serve` was told or configuration.yaml says."""
+    command = click.get_current_context(silent=True)
+    told = command.params if command else {}
+    if "fd" in told:
+        with socket.socket(fileno=os.dup(told["fd"])) as listener:
+            is_of_network = listener.family in (socket.AF_INET, socket.AF_INET6)
+            return str(listener.getsockname()[0]) if is_of_network else LOOPBACK
+    return str(told.get("host") or BentoMLContainer.http.host.get())
+
+
+def gate_of(settings: Settings, telemetry: Telemetry) -> Gate | None:
+    """The gate of this worker, which ends where it cannot be had, or where it listens to strangers without one.
+
+    The parent has looked already; but it was started in another way than by `bentoml serve`, or a file has changed.
+    """
+    try:
+        check_access(settings, host())
+        gate = open_gate(settings, telemetry.of_access())
+    except BadSettingError as error:
+        logger.critical("the worker ends: %s", error)
+        logging.shutdown()
+        os._exit(1)
+    if gate is not None:
+        gate.start()
+    return gate
+
+
 def open_tracing(telemetry: Telemetry) -> "Tracing | None":
     """What records requests, where that is wanted."""
     if not wants_tracing():
@@ -245,6 +281,8 @@ def closing(send: Send) -> Send:
             await asyncio.to_thread(worker.prediction_log.close)
             if worker.refusals is not None:
                 await asyncio.to_thread(worker.refusals.close)
+            if worker.gate is not None:
+                worker.gate.close()
             if worker.tracing is not None:
                 await asyncio.to_thread(worker.tracing.close)
         await send(message)
@@ -255,6 +293,7 @@ def closing(send: Send) -> Send:
 @bentoml.service(
     name="tabserve",
     workers=1,
+    http={"host": LOOPBACK},  # whoever wants others to ask says so, and has keys: tabserve.access.opening
     # BentoML arms a timer per request that lives this long, whatever the answer took: short, to keep few of them.
     traffic={"timeout": 10},
     # Ours replace them: BentoML's count every unknown path as a label, and its tracing costs more than a prediction.
@@ -276,8 +315,11 @@ class Tabserve:
         check_tracing()
         try:
             check_tls(*tls_files())
+            check_access(Settings.from_environment(), host())
         except BadSettingError as error:
             sys.exit(f"tabserve does not start: {error}")
+        # By itself uvicorn believes every process of this machine who the caller is.
+        os.environ["FORWARDED_ALLOW_IPS"] = ",".join(Settings.from_environment().trusted_proxies)
         share_metrics()
         os.environ["TABSERVE_MODEL" if is_fixed else MODEL_AT_START] = model.tag
         try:

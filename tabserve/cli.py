@@ -8,8 +8,9 @@ import logging
 import os
 import sys
 
+from tabserve.access.api_keys import BadKeysError
 from tabserve.chained_log import BrokenChainError
-from tabserve.commands import ab_result, audit, evaluate, labels, log, replay, retrain, rollout
+from tabserve.commands import ab_result, audit, evaluate, keys, labels, log, replay, retrain, rollout
 from tabserve.history.records import UnreadableError
 from tabserve.history.window import BadQuestionError
 from tabserve.prediction_log import CannotKeepError
@@ -26,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         code: int = options.run(options)
         sys.stdout.flush()
-    except (BadQuestionError, BadSettingError, CannotKeepError, BadRolloutError) as error:
+    except (BadQuestionError, BadSettingError, CannotKeepError, BadRolloutError, BadKeysError) as error:
         logger.error("bad input: %s", error)
         return 2
     except BrokenPipeError:  # who reads has seen enough; Python would complain once more when it ends
@@ -47,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     audit.add_audit_commands(
         groups.add_parser("audit", help="who did what, and who was refused").add_subparsers(required=True)
     )
+    keys.add_key_commands(groups.add_parser("keys", help="who may ask the service").add_subparsers(required=True))
     rollout.add_rollout_commands(groups)
     retrain.add_retrain_command(groups)
     evaluate.add_evaluate_command(groups)

@@ -19,6 +19,8 @@ import msgspec
 from uuid_utils import uuid7
 
 from tabserve import documentation
+from tabserve.access.description import with_access
+from tabserve.access.gate import Gate
 from tabserve.answers import Answer, HttpError, json_answer, outcomes, quoted
 from tabserve.asgi import (
     App,
@@ -75,6 +77,7 @@ class FrontDoor:
         app: BentoML's app, which answers what is its own.
         rollout: says which model answers.
         refusals: records who was refused access.
+        gate: says who may come in; None where everybody may.
         trace_batches: puts engine and observer of a batcher, of the model so named, where their batches are recorded.
     """
 
@@ -87,6 +90,7 @@ class FrontDoor:
         telemetry: Telemetry,
         prediction_log: PredictionLog,
         refusals: Refusals | None = None,
+        gate: Gate | None = None,
         trace_batches: TraceBatches | None = None,
     ) -> None:
         self._app = app
@@ -95,6 +99,7 @@ class FrontDoor:
         self._telemetry = telemetry
         self._prediction_log = prediction_log
         self._refusals = refusals
+        self._gate = gate
         self._trace_batches = trace_batches
         self._timeout_seconds = settings.request_timeout_ms / 1000
         self._started = time.monotonic()
@@ -123,6 +128,15 @@ class FrontDoor:
             return
         path = scope["path"]
         route = self._routes.get(path)
+        gate = self._gate
+        if gate is not None:
+            refusal = gate.refusal(scope)
+            if refusal is None and gate.is_shared:
+                refusal = await gate.refusal_by_all(scope)
+            if refusal is not None:
+                label = path if route is not None or path in BENTOML_PATHS else "other"
+                await self._respond(label, ("*", _refused(refusal)), scope, receive, send)
+                return
         if route is not None:
             await self._respond(path, route, scope, receive, send)
         elif path == BENTOML_API:
@@ -388,7 +402,8 @@ class FrontDoor:
         return Answer(200, body, METRICS_CONTENT_TYPE)
 
     async def _openapi(self, _scope: Scope, _receive: Receive) -> Answer:
-        return json_answer(documentation.openapi(self._rollout.champion().loaded))
+        page = documentation.openapi(self._rollout.champion().loaded)
+        return json_answer(with_access(page, self._gate) if self._gate else page)
 
     async def _to_docs(self, _scope: Scope, _receive: Receive) -> Answer:
         return Answer(307, b"", headers={"location": "/docs"})
@@ -421,6 +436,7 @@ class FrontDoor:
                 elapsed_seconds=elapsed_seconds,
                 champion=champion,
                 trace_id=scope.get("tabserve.trace_id"),
+                who=scope.get("tabserve.who"),
             )
 
 
@@ -472,6 +488,13 @@ def _who(scope: Scope) -> str:
 
 def _milliseconds_since(started: float) -> float:
     return round((time.perf_counter() - started) * 1000, 3)
+
+
+def _refused(refusal: HttpError) -> Handler:
+    async def handler(_scope: Scope, _receive: Receive) -> Answer:
+        raise refusal
+
+    return handler
 
 
 def _page(page: documentation.Page) -> Handler:

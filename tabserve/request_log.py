@@ -46,8 +46,9 @@ class RequestLog:
         elapsed_seconds: float,
         champion: str | None,
         trace_id: str | None = None,
+        who: str | None = None,
     ) -> None:
-        """Writes a line. `champion` is the model that is named where none made predictions."""
+        """Writes a line. `champion` is the model that is named where none made predictions; `who`, a key's name."""
         predictions = answer.predictions
         fields: dict[str, Any] = {
             "method": method,
@@ -57,6 +58,8 @@ class RequestLog:
             "model_version": " ".join(one.model_version for one in predictions) or champion,
             "prediction_ids": [its_id for one in predictions for its_id in one.ids],
         }
+        if who is not None:
+            fields["who"] = who
         if trace_id is not None:
             fields["trace_id"] = trace_id
         if answer.status in FLOODS:

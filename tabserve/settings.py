@@ -1,10 +1,13 @@
 """Everything that the environment may set, read when the service starts. README.md has the same table."""
 
+import ipaddress
 import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
+
+from tabserve.access.rate_limit import RateLimit
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,41 @@ SETTINGS = {
         "The web pages whose scripts may ask, as origins with commas between them: "
         "`https://a.example,https://b.example`; empty for none.",
     ),
+    "api_keys_file": Setting(
+        "TABSERVE_API_KEYS_FILE",
+        "",
+        "The file of API keys, which `tabserve keys` writes; with it every request but the probes' needs one.",
+    ),
+    "jwks": Setting(
+        "TABSERVE_JWKS",
+        "",
+        "The public keys by which bearer tokens are checked: a JWKS file, or its https:// address; needs the next two.",
+    ),
+    "jwt_issuer": Setting("TABSERVE_JWT_ISSUER", "", "The issuer (`iss`) whose bearer tokens are taken."),
+    "jwt_audience": Setting("TABSERVE_JWT_AUDIENCE", "", "What a bearer token has to be made for (`aud`)."),
+    "anonymous": Setting(
+        "TABSERVE_ANONYMOUS",
+        "false",
+        "Whether everybody who reaches the service is answered; without keys, tokens or this it only listens on a "
+        "loopback address.",
+    ),
+    "rate_limit": Setting(
+        "TABSERVE_RATE_LIMIT",
+        "",
+        "How often each key, token or address may ask, and how often at once, such as `10/s:20`; more is refused "
+        "(429); empty for no limit.",
+    ),
+    "rate_limit_url": Setting(
+        "TABSERVE_RATE_LIMIT_URL",
+        "",
+        "The Redis, redis://, rediss:// or unix://, by which all replicas count together; empty for each worker alone.",
+    ),
+    "trusted_proxies": Setting(
+        "TABSERVE_TRUSTED_PROXIES",
+        "",
+        "The proxies whose X-Forwarded-For is believed, as addresses and networks with commas between them: "
+        "`10.0.0.0/8,::1`; empty for none.",
+    ),
     "audit_log": Setting(
         "TABSERVE_AUDIT_LOG",
         "",
@@ -137,6 +175,14 @@ class Settings:
     log_spool_bytes: int = 1073741824
     log_max_queued_rows: int = 100_000
     cors_origins: tuple[str, ...] = ()
+    api_keys_file: str | None = None
+    jwks: str | None = None
+    jwt_issuer: str | None = None
+    jwt_audience: str | None = None
+    anonymous: bool = False
+    rate_limit: RateLimit | None = None
+    rate_limit_url: str | None = field(default=None, repr=False)  # as above
+    trusted_proxies: tuple[str, ...] = ()
     audit_log: str | None = None
 
     @classmethod
@@ -202,6 +248,14 @@ def _origins(text: str) -> tuple[str, ...]:
     return origins
 
 
+def _networks(text: str) -> tuple[str, ...]:
+    networks = [network.strip() for network in text.split(",") if network.strip()]
+    try:
+        return tuple(str(ipaddress.ip_network(network)) for network in networks)
+    except ValueError:
+        raise ValueError("addresses and networks such as 10.0.0.0/8 or ::1, with commas between them") from None
+
+
 _PARSERS: dict[str, Callable[[str], Any]] = {
     "model": lambda text: text or None,
     "strict_ranges": _boolean,
@@ -220,5 +274,13 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "log_spool_bytes": _positive_whole_number,
     "log_max_queued_rows": _positive_whole_number,
     "cors_origins": _origins,
+    "api_keys_file": lambda text: text or None,
+    "jwks": lambda text: text or None,
+    "jwt_issuer": lambda text: text or None,
+    "jwt_audience": lambda text: text or None,
+    "anonymous": _boolean,
+    "rate_limit": lambda text: RateLimit.parse(text) if text else None,
+    "rate_limit_url": lambda text: text or None,
+    "trusted_proxies": _networks,
     "audit_log": lambda text: text or None,
 }

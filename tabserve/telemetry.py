@@ -203,6 +203,10 @@ class Telemetry:
         """What the audit log tells."""
         return AuditTelemetry(self._registry)
 
+    def of_access(self) -> "AccessTelemetry":
+        """What the gate tells."""
+        return AccessTelemetry(self._registry)
+
     def exposition(self) -> bytes:
         """All metrics of all processes, as Prometheus reads them."""
         directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
@@ -350,6 +354,36 @@ class AuditTelemetry:
 
     def refusals_dropped(self, n_refusals: int) -> None:
         self._dropped.inc(n_refusals)
+
+
+class AccessTelemetry:
+    """The metrics of the gate. A `tabserve.access.observer.Observer`."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._refused = Counter(
+            "tabserve_refused_access", "Requests that were not let in, by reason.", ["reason"], registry=registry
+        )
+        self._stale = Gauge(
+            "tabserve_stale_access_file",
+            "Whether a file or address of keys cannot be used, and what it said before goes on to be.",
+            ["source"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._limited_alone = Counter(
+            "tabserve_rate_limited_alone",
+            "Requests that were not counted together with those of other replicas, because Redis did not answer.",
+            registry=registry,
+        )
+
+    def access_refused(self, reason: str) -> None:
+        self._refused.labels(reason).inc()
+
+    def file_is_stale(self, source: str, *, is_stale: bool) -> None:
+        self._stale.labels(source).set(is_stale)
+
+    def limited_alone(self) -> None:
+        self._limited_alone.inc()
 
 
 class JsonFormatter(logging.Formatter):

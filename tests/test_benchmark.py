@@ -138,6 +138,7 @@ def test_a_section_of_a_document_is_replaced_and_nothing_else(tmp_path: Path) ->
         pages.replace_section(page, "speed", "new")
 
 
+@pytest.mark.alone
 def test_the_benchmark_starts_its_candidates_and_finds_every_answer_right() -> None:
     command = [sys.executable, "-m", "loadtest.benchmark", "--rounds", "1", "--seconds", "0.5"]
     command += ["--only", "tabserve", "FastAPI", "BentoML", "--points", "32 connections", "16 rows"]

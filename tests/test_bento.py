@@ -23,7 +23,7 @@ def bento(models: TrainedModels) -> Path:
 def test_the_bento_holds_only_what_serving_needs(bento: Path) -> None:
     source = bento / "src"
     files = {str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()}
-    folders = ("tabserve", "tabserve/prediction_log", "tabserve/tracing")
+    folders = ("tabserve", "tabserve/access", "tabserve/prediction_log", "tabserve/tracing")
     modules = [path for folder in folders for path in (ROOT / folder).glob("*.py")]
     package = {str(path.relative_to(ROOT)) for path in modules if path.name not in ("__main__.py", "cli.py")}
     static = {f"tabserve/static/{path.name}" for path in (ROOT / "tabserve" / "static").iterdir()}

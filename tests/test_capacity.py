@@ -119,8 +119,9 @@ def test_the_autoscaler_leaves_a_quiet_service_at_two_and_goes_down_to_them() ->
     assert autoscaling.autoscaled(100, CURVE, replicas=10)[-1] == 2
 
 
+@pytest.mark.alone
 def test_the_search_runs_on_a_real_replica_with_batching_and_without() -> None:
-    command = [sys.executable, "-m", "loadtest.benchmark.capacity", "--seconds", "0.5"]
+    command = [sys.executable, "-m", "loadtest.benchmark.capacity", "--seconds", "0.2"]
 
     done = subprocess.run(
         [*command, "--precision", "0.3", "--slo", "p99=5s"], cwd=ROOT, capture_output=True, text=True, timeout=240

@@ -229,7 +229,7 @@ def test_a_regression_is_judged_by_its_rmse_as_a_share_of_the_champions() -> Non
 
 
 @pytest.mark.parametrize("n_rows", [2000, 5000])
-@pytest.mark.parametrize("share", [0.012, 0.04, 0.16])
+@pytest.mark.parametrize("share", [0.012, 0.04, 0.16, 0.30])
 def test_of_all_outcomes_an_equal_model_is_better_in_5_percent_and_a_worse_one_hardly_ever(
     n_rows: int, share: float
 ) -> None:
@@ -239,7 +239,7 @@ def test_of_all_outcomes_an_equal_model_is_better_in_5_percent_and_a_worse_one_h
     assert equal.share("better") <= 0.05
     assert worse.share("better", "not worse") <= 0.05
     assert worse.share("better") <= 0.001
-    assert equal.share("better", "not worse") > (0.25 if n_rows == 2000 else 0.5)  # or nobody would ever pass
+    assert equal.share("better", "not worse") > (0.15 if n_rows == 2000 else 0.3)  # or nobody would ever pass
 
 
 @pytest.mark.parametrize(

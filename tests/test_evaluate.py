@@ -326,8 +326,8 @@ def test_the_same_model_says_the_same_of_all_that_it_answered(
         with home_in_use(models.home):
             found = replayed(tmp_path / name, Contenders(model, model))
 
-        assert (found.n_rows, found.changed, found.largest, found.off) == (1500, 0, 0, 0)
-        assert set(found.divergence.values()) == {0.0}
+        assert (found.n_rows, found.changed, found.largest, found.off) == (1500, 0, 0, 0), name
+        assert max(found.divergence.values()) < 1e-4  # a row on the edge of a bin may move by its last digit
 
 
 def test_what_another_model_would_have_said_is_counted_row_by_row(

@@ -29,5 +29,6 @@ def test_nothing_that_is_made_from_the_page_gets_a_5xx_or_what_the_page_does_not
 
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
 
+    sys.stdout.write(done.stdout[-1500:])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "No issues found" in done.stdout

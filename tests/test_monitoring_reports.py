@@ -41,6 +41,7 @@ REFERENCE = reference_of(TRAINED)
 SAMPLE = sample_of(TRAINED)
 NOW = batch(900, 1, older_by=9)
 RESULT = drift_of([batch(900, 2), NOW], REFERENCE)
+UNEQUAL = "rows stand for different numbers of predictions"
 
 
 def write(folder: Path, current: pd.DataFrame, reference: pd.DataFrame = SAMPLE, **more: Any) -> dict[str, Any]:
@@ -126,6 +127,7 @@ def test_rows_of_different_weight_count_by_it(tmp_path: Path) -> None:
     same = Batch(NOW.rows[repeated], NOW.scores[repeated])
 
     assert scores(write(tmp_path, current)) == pytest.approx(expected(same, REFERENCE, CONTRACT), abs=1e-9)
+    assert UNEQUAL in top_of(tmp_path / "drift.html")
 
 
 def test_against_last_week_the_reference_is_the_counts_of_the_result(tmp_path: Path) -> None:
@@ -455,13 +457,14 @@ def test_rows_without_a_label_are_left_out_and_counted(tmp_path: Path) -> None:
     table = labelled()
     table.loc[:99, "true_label"] = None
     table.loc[100:109, "true_label"] = "gold"
-    report = quality(tmp_path, table, sampled_from=5000)
+    report = quality(tmp_path, table.assign(weight=np.where(table.index < 300, 5.0, 1.0)), sampled_from=5000)
     top = top_of(tmp_path / "quality.html")
 
     assert report["rows"] == {"current": 600, "sampled_from": 5000, "used": 490}
     assert "110 of 600 rows are left out, without a label and a prediction of the contract's classes" in top
     assert "A sample of 600 of 5,000 rows" in top
     assert "accuracy 0.7 (95 % interval" in top
+    assert UNEQUAL in top
 
 
 def test_integer_labels_that_became_floats_are_the_classes_they_were(tmp_path: Path) -> None:

@@ -19,6 +19,9 @@ from conftest import BUILT_IN, CUSTOMERS, ROOT, SPEND, Service
 from packaging.requirements import Requirement
 from test_http import TUTORIAL_ROW
 
+import train
+from monitoring import drift, quality, watch
+from tabserve import cli
 from tabserve.settings import SETTINGS, BadSettingError, Settings
 
 README = (ROOT / "README.md").read_text()
@@ -81,50 +84,51 @@ def test_the_readmes_tree_has_every_file_of_the_package() -> None:
         "requirements.txt",
         "Makefile",
     }
-    docs = {f"docs/{name}.md" for name in ("benchmarks", "comparison", "decisions", "monitoring", "operations")}
-    of_the_package = {
-        "tabserve/",
-        "commands/",
-        "history/",
-        "lifecycle/",
-        "prediction_log/",
-        "statistics/",
-        "tracing/",
-        "training/",
-    }
+    pages = ("benchmarks", "comparison", "decisions", "monitoring", "operations", "security")
+    docs = {f"docs/{name}.md" for name in pages}
+    parts = ("access", "commands", "history", "lifecycle", "prediction_log", "statistics", "tracing", "training")
+    of_the_package = {"tabserve/", *(f"{part}/" for part in parts)}
     of_monitoring = {"monitoring/", "live/", "reports/", "watching/", "alerts/", "dashboards/", "soundness/", "demo/"}
     folders = {*of_the_package, *of_monitoring, "tests/", "loadtest/", "benchmark/"}
     assert listed - folders == {*(expected - {"__init__.py"}), *top, *docs}
 
 
-def test_the_readme_names_only_targets_and_options_that_exist() -> None:
+def test_the_readme_names_only_targets_and_options_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     # Locust's --help does not read the locustfile, so ours are asked for where they are added.
     ours = "from locust.argument_parser import get_parser; from loadtest.options import add_to; p = get_parser(); "
-    ours_too = (
-        ["log", "tail"],
-        ["log", "stats"],
-        ["log", "export"],
-        ["labels", "import"],
-        ["replay"],
-        ["evaluate"],
-        ["ab-result"],
-    )
-    commands = (
-        *(["-m", "tabserve", *command, "--help"] for command in ours_too),
-        *(["-m", f"monitoring.{command}", "--help"] for command in ("drift", "quality", "watch")),
-        ["train.py", "--help"],
-        ["-m", "locust", "--help"],
-        ["-c", ours + "add_to(p); print(p.format_help())"],
-    )
-    help_text = "".join(
-        subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True).stdout
-        for command in commands
-    )
+    log = (["log", "tail"], ["log", "stats"], ["log", "export"], ["labels", "import"])
+    for command in (*log, ["audit", "verify"], ["replay"], ["evaluate"], ["ab-result"], ["keys", "create"]):
+        with pytest.raises(SystemExit):
+            cli.main([*command, "--help"])
+    for module in (drift, quality, watch, train):
+        with pytest.raises(SystemExit):
+            module.main(["--help"])
+    help_text = capsys.readouterr().out
+    for command in (["-m", "locust", "--help"], ["-c", ours + "add_to(p); print(p.format_help())"]):
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+        help_text += done.stdout
 
     assert set(re.findall(r"\bmake ([a-z]+)", README)) <= targets
     assert len(targets) <= 15
     assert set(re.findall(r"(--[a-z]+[a-z-]*)", README)) <= set(re.findall(r"(--[a-z-]+)", help_text))
+
+
+def test_each_threat_in_the_security_page_has_a_proof_that_exists() -> None:
+    page = (ROOT / "docs" / "security.md").read_text()
+    threats = re.findall(r"^\| (?!threat|---)(.+?) \|.*\| (.+) \|$", page, re.MULTILINE)
+    tests = "".join((ROOT / name).read_text() for name in tracked_files() if name.startswith("tests/test_"))
+
+    assert len(threats) >= 15
+    for threat, proof in threats:
+        named = re.findall(r"`(test_\w+)`", proof)
+        assert named or proof.startswith("the same (group "), threat
+        for name in named:
+            assert f"def {name}(" in tests, (threat, name)
+        groups = re.findall(r"`(\w+)`", proof.partition("(group")[2])
+        assert {f"def {group}() -> list[Case]" for group in groups} <= set(
+            re.findall(r"def \w+\(\) -> list\[Case\]", (ROOT / "tests" / "hostile_requests.py").read_text())
+        ), threat
 
 
 # --- settings

@@ -335,13 +335,15 @@ def test_rows_count_with_their_weight(models: TrainedModels, home: Path, tmp_pat
             weight=weight,
         )
         labels = said[part] if weight == 1 else [wrong(plan) for plan in said[part]]
-        write_labels(tmp_path, ids, labels, name=str(weight))
+        came = datetime.now(UTC) + (0 if weight == 1 else 10) * HOUR
+        write_labels(tmp_path, ids, labels, came, name=str(weight))
     log = Log.__new__(Log)
     log.folder, log.model = tmp_path, model
     found = log.find().result
     assert found.segments[0].metrics[0].value == pytest.approx(300 / 800)
     expected = np.average(scores.max(axis=1), weights=[5.0] * 100 + [1.0] * 300)
     assert found.estimated_accuracy == pytest.approx(expected)
+    assert found.label_delay_seconds["p50"] > 10 * 3600  # a quarter of the rows, and more than half of the weight
     width = found.segments[0].metrics[0].high - found.segments[0].metrics[0].low
     n_effective = 800**2 / (100 * 25 + 300)
     assert width == pytest.approx(2 * 1.96 * (0.375 * 0.625 / n_effective) ** 0.5, rel=0.02)

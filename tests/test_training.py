@@ -36,6 +36,11 @@ def versions(home: Path, name: str) -> list[str]:
         return [model.tag.partition(":")[2] for model in model_store.stored_models() if model.name == name]
 
 
+def saved(home: Path, output: str) -> Path:
+    """The folder of the model whose tag train.py wrote."""
+    return home / "models" / output.strip().replace(":", "/")
+
+
 def test_the_built_in_model_is_as_good_as_the_design_says(models: TrainedModels) -> None:
     metadata = metadata_of(models, BUILT_IN)
 
@@ -134,27 +139,23 @@ def test_the_pipeline_was_fitted_on_the_features_of_the_contract_in_order(models
         assert list(pipeline.named_steps) == ["preprocessor", "model"]
 
 
-def test_a_missed_gate_saves_nothing_and_says_by_how_much(tmp_path: Path) -> None:
-    run = train(
-        tmp_path / "home", "--data", str(small_table(tmp_path / "t.csv")), "--target", "y", "--min-accuracy", "1.1"
-    )
+def test_a_missed_gate_saves_nothing_and_says_by_how_much(empty_home: Path, tmp_path: Path, capsys, caplog) -> None:
+    data = str(small_table(tmp_path / "t.csv"))
 
-    assert run.returncode == 1
-    assert run.stdout == ""
-    assert "not good enough, nothing was saved: accuracy is" in run.stderr
-    assert "--min-accuracy asks for at least 1.1: missed by" in run.stderr
-    assert versions(tmp_path / "home", "t") == []
+    assert train_command.main(["--data", data, "--target", "y", "--min-accuracy", "1.1"]) == 1
+    assert capsys.readouterr().out == ""
+    assert "not good enough, nothing was saved: accuracy is" in caplog.text
+    assert "--min-accuracy asks for at least 1.1: missed by" in caplog.text
+    assert versions(empty_home, "t") == []
 
 
-def test_a_target_that_nothing_predicts_does_not_beat_the_baseline(tmp_path: Path) -> None:
+def test_a_target_that_nothing_predicts_does_not_beat_the_baseline(empty_home: Path, tmp_path: Path, caplog) -> None:
     random = np.random.default_rng(5)
     frame = pd.DataFrame({"a": random.normal(size=200), "y": random.integers(0, 2, 200)})
     frame.to_csv(tmp_path / "noise.csv", index=False)
 
-    run = train(tmp_path / "home", "--data", str(tmp_path / "noise.csv"), "--target", "y")
-
-    assert run.returncode == 1
-    assert "the baseline's log_loss asks for less than" in run.stderr
+    assert train_command.main(["--data", str(tmp_path / "noise.csv"), "--target", "y"]) == 1
+    assert "the baseline's log_loss asks for less than" in caplog.text
 
 
 def test_bad_input_is_exit_code_2_with_a_sentence_and_no_traceback(tmp_path: Path) -> None:
@@ -285,16 +286,14 @@ def test_a_pipeline_that_fails_on_rows_that_the_contract_allows_is_bad_input(tmp
     assert "Traceback" not in run.stderr
 
 
-def test_personal_columns_are_in_no_example_and_no_sample(tmp_path: Path) -> None:
-    home, frame = tmp_path / "home", customers(200).drop(columns=["spend", "since", "customer"])
+def test_personal_columns_are_in_no_example_and_no_sample(empty_home: Path, tmp_path: Path, capsys) -> None:
+    frame = customers(200).drop(columns=["spend", "since", "customer"])
     frame.to_csv(tmp_path / "t.csv", index=False)
     (tmp_path / "rules.yaml").write_text("features: {income: {personal: true, min: 0.5}, city: {personal: true}}")
     arguments = ("--data", str(tmp_path / "t.csv"), "--target", "plan", "--rules", str(tmp_path / "rules.yaml"))
 
-    run = train(home, *arguments)
-
-    assert run.returncode == 0, run.stderr
-    directory = home / "models" / run.stdout.strip().replace(":", "/")
+    assert train_command.main([*arguments]) == 0
+    directory = saved(empty_home, capsys.readouterr().out)
     examples = json.loads((directory / "examples.json").read_text())["instances"]
     incomes = set(frame["income"].dropna())
     assert not incomes & {example[1] for example in examples}
@@ -305,28 +304,23 @@ def test_personal_columns_are_in_no_example_and_no_sample(tmp_path: Path) -> Non
     assert not {"feature:income", "feature:city"} & set(pd.read_parquet(directory / "reference.parquet").columns)
 
 
-def test_the_metadata_keeps_the_time_split(tmp_path: Path) -> None:
-    data = str(write_customers(tmp_path / "c.csv"))
+def test_the_metadata_keeps_the_time_split(empty_home: Path, tmp_path: Path, capsys) -> None:
+    customers(200).drop(columns="spend").to_csv(tmp_path / "c.csv", index=False)
+    table = ["--data", str(tmp_path / "c.csv"), "--target", "plan"]
 
-    run = train(
-        tmp_path / "home", "--data", data, "--target", "plan", "--id-columns", "customer", "--time-column", "since"
-    )
-
-    assert run.returncode == 0, run.stderr
-    directory = tmp_path / "home" / "models" / run.stdout.strip().replace(":", "/")
+    assert train_command.main([*table, "--id-columns", "customer", "--time-column", "since"]) == 0
+    directory = saved(empty_home, capsys.readouterr().out)
     assert json.loads((directory / "metadata.json").read_text())["split"] == "time"
     assert "since" not in Contract.load(directory / "contract.json").names
 
 
-def test_a_model_that_cannot_be_written_is_another_exit_code_than_one_that_is_not_good_enough(tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    (home / "models").mkdir(parents=True)
-    (home / "models" / "t").write_text("a file where the folder of the model's versions should be")
+def test_a_model_that_cannot_be_written_is_another_exit_code_than_one_that_is_not_good_enough(
+    empty_home: Path, tmp_path: Path, caplog
+) -> None:
+    (empty_home / "models" / "t").write_text("a file where the folder of the model's versions should be")
 
-    run = train(home, "--data", str(small_table(tmp_path / "t.csv")), "--target", "y")
-
-    assert run.returncode == 3
-    assert run.stderr.splitlines()[-1].startswith("nothing was saved: ")
+    assert train_command.main(["--data", str(small_table(tmp_path / "t.csv")), "--target", "y"]) == 3
+    assert caplog.messages[-1].startswith("nothing was saved: ")
 
 
 def test_a_training_that_is_killed_leaves_a_store_that_works(tmp_path: Path) -> None:

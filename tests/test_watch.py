@@ -620,6 +620,25 @@ def test_reports_that_hang_or_crash_are_counted_and_the_next_are_made(
     maker.stop()
 
 
+def test_reports_that_take_longer_than_a_turn_leave_the_other_kind_its_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, go_on, began = tmp_path / "python", tmp_path / "go-on", tmp_path / "began"
+    program.write_text(f"#!/bin/sh\necho $3 >> {began}\nuntil [ -e {go_on} ]; do sleep 0.02; done\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(report_process.sys, "executable", str(program))
+    made = []
+    maker = ReportMaker("file:///log", lambda: made.append(1), lambda: None)
+    maker.make(Path("drift/1"))
+    wait_for(began.exists)
+    for folder in ("quality/1", "drift/2", "quality/2"):  # two turns, of which the second finds the first waiting
+        maker.make(Path(folder))
+    go_on.touch()
+    wait_for(lambda: len(made) == 3)
+    maker.stop()
+    assert began.read_text().split() == ["drift/1", "quality/2", "drift/2"]
+
+
 # --- the process
 
 

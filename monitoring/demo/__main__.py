@@ -9,6 +9,7 @@ Exit codes: 0 the shift rang, or was found where nothing can ring; 1 it was not;
 import argparse
 import contextlib
 import re
+import subprocess
 import sys
 import time
 from datetime import UTC, datetime
@@ -17,10 +18,14 @@ from pathlib import Path
 import httpx
 
 from loadtest.processes import NotStartedError, Server, find_program
-from monitoring.demo.programs import ROOT, Rung, alerting, say, serving, watching
+from monitoring.demo.programs import ROOT, Rung, alerting, demo_environment, say, serving, watching
 from monitoring.demo.traffic import send_traffic
+from monitoring.reports.keeping import tidy
+from monitoring.reports.runs import read_runs
+from monitoring.results import DriftResult
 
 LAST_ALERT_SECONDS = 30.0  # after the traffic, for what is on its way to ring
+ALL_SECONDS = 170.0  # of the three minutes, when a report that is still being made is not waited for
 QUIET, NOT_FOUND, NOT_STARTED = 0, 1, 2  # exit codes
 PROGRAMS = ("prometheus", "prometheus-alertmanager")  # and what Debian calls their packages
 
@@ -42,15 +47,14 @@ def main() -> int:
 
 def demonstrate(stack: contextlib.ExitStack, kept: Path, rung: Rung) -> int:
     """Starts everything, makes the traffic, and tells what happened."""
-    programs = {name: find_program(name) for name in PROGRAMS}
-    for name, path in programs.items():
-        if path is None:
-            say(rung.started, f"{name} is not installed (apt-get install {name}): the demo goes on without it")
+    missing = [name for name in PROGRAMS if find_program(name) is None]
+    for name in missing:
+        say(rung.started, f"{name} is not installed (apt-get install {name}): the demo goes on without it")
     say(rung.started, "training the built-in model")
     service = stack.enter_context(serving(kept))
     monitor = stack.enter_context(watching(kept))
     addresses = {"service": service, "monitor": monitor}
-    if all(programs.values()):
+    if not missing:
         addresses |= stack.enter_context(alerting(kept, service, monitor, rung))
     for name, server in addresses.items():
         say(rung.started, f"{name}: http://127.0.0.1:{server.port}")
@@ -61,13 +65,33 @@ def demonstrate(stack: contextlib.ExitStack, kept: Path, rung: Rung) -> int:
     while not is_expected(rung, monitor) and time.monotonic() < until:
         time.sleep(0.5)
     is_found = is_expected(rung, monitor)
-    page = kept / "reports/index.html"
+    report = report_of_alarm(kept / "reports", rung.started + ALL_SECONDS, demo_environment(kept))
     say(rung.started, f"alerts that fired: {', '.join(sorted(rung.fired)) or 'none'}")
-    say(rung.started, f"what drifted, the trends and every report: {page.as_uri()}")
+    say(rung.started, f"what drifted, the trends and every report: {(kept / 'reports/index.html').as_uri()}")
+    if report is not None:
+        say(rung.started, f"Evidently's report of the shifted rows: {report.as_uri()}")
     say(rung.started, f"logs, the prediction log and the configuration of all of it: {kept}")
     if not is_found:
         say(rung.started, "the shift was NOT found in time")
     return QUIET if is_found else NOT_FOUND
+
+
+def report_of_alarm(reports: Path, until: float, environment: dict[str, str]) -> Path | None:
+    """Evidently's page of the newest run in alarm, made now where the monitor has not come to it; None where it takes
+    longer. The monitor looks more often here than reports can be made, and leaves some out.
+    """
+    alarms = [
+        run for run in read_runs(reports).runs if isinstance(run.result, DriftResult) and run.result.level == "alarm"
+    ]
+    if not alarms:
+        return None
+    page = alarms[-1].folder / "drift.html"
+    if not page.is_file():
+        command = [sys.executable, "-m", "monitoring.reports.process", str(page.parent)]
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run(command, cwd=ROOT, env=environment, timeout=max(1.0, until - time.monotonic()), check=False)
+        tidy(reports)
+    return page if page.is_file() else None
 
 
 def drift_rang(rung: Rung, _monitor: Server) -> bool:

@@ -21,6 +21,7 @@ from loadtest.processes import NotStartedError, Server, find_program, free_port,
 ROOT = Path(__file__).parent.parent.parent
 ALERTS = ROOT / "monitoring/alerts"
 WINDOW_SECONDS = 15
+READY_SECONDS = 60.0  # of a service that listens, until it has its model
 
 
 @dataclass
@@ -50,8 +51,12 @@ def serving(kept: Path) -> Iterator[Server]:
     command = [sys.executable, "-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", str(port)]
     environment["BENTOML_CONFIG"] = str(ROOT / "configuration.yaml")
     with running(command, port, kept / "service.log", cwd=ROOT, environment=environment) as server:
-        until = time.monotonic() + 60
-        while not is_ready(port) and time.monotonic() < until:
+        until = time.monotonic() + READY_SECONDS
+        while not is_ready(port):
+            if time.monotonic() > until or server.has_ended:
+                raise NotStartedError(
+                    f"the service is not ready; the end of its log:\n{server.log.read_text()[-2000:]}"
+                )
             time.sleep(0.1)
         yield server
 

@@ -17,6 +17,7 @@ from tabserve.contract import Contract
 from tabserve.history.records import Records, UnreadableError
 from tabserve.history.segments import SegmentColumn
 from tabserve.history.sql import quoted, text
+from tabserve.history.stats import weighted_quantiles
 from tabserve.statistics.intervals import Average
 from tabserve.statistics.quality import Counts
 
@@ -59,16 +60,15 @@ class LabelledRows:
 
     def totals(self) -> Totals:
         """Of all rows."""
-        ((n_rows, n_labels, n_usable, coverage, estimate, of_labelled, half, most),) = self._records.rows(f"""
+        ((n_rows, n_labels, n_usable, coverage, estimate, of_labelled),) = self._records.rows(f"""
             SELECT count(*), count(labelled_at), count(*) FILTER (usable),
                    coalesce(sum(weight) FILTER (usable), 0) / sum(weight),
                    sum(weight * sure) FILTER (isfinite(sure)) / sum(weight) FILTER (isfinite(sure)),
-                   sum(weight * sure) FILTER (usable) / sum(weight) FILTER (usable),
-                   approx_quantile(delay, 0.5) FILTER (usable), approx_quantile(delay, 0.9) FILTER (usable)
-            FROM (SELECT weight, labelled_at, {self._sure} AS sure, {self._usable} AS usable,
-                         epoch(labelled_at) - epoch(time) AS delay FROM joined)
+                   sum(weight * sure) FILTER (usable) / sum(weight) FILTER (usable)
+            FROM (SELECT weight, labelled_at, {self._sure} AS sure, {self._usable} AS usable FROM joined)
         """)
-        delays = {name: float(str(value)) for name, value in (("p50", half), ("p90", most)) if value is not None}
+        usable = f"joined WHERE {self._usable}"
+        delays = weighted_quantiles(self._records, "epoch(labelled_at) - epoch(time)", usable, (0.5, 0.9))
         return Totals(
             n_rows=_whole(n_rows),
             n_labelled=_whole(n_usable),
@@ -76,7 +76,7 @@ class LabelledRows:
             n_unusable_labels=_whole(n_labels) - _whole(n_usable),
             estimate=_number(estimate),
             estimate_of_labelled=_number(of_labelled),
-            delay_seconds=delays,
+            delay_seconds={f"p{100 * share:.0f}": seconds for share, seconds in delays.items()},
         )
 
     def counts(self, column: SegmentColumn | None = None) -> dict[str, Counts]:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from monitoring.reports.files import NoReportError
-from monitoring.reports.rows import new_name, to_numbers
+from monitoring.reports.rows import new_name, of_unequal_weight, to_numbers
 from tabserve.contract import Contract, Task
 
 TRUE_CLASS, PREDICTED_CLASS = "true class", "predicted class"
@@ -66,6 +66,7 @@ def regression_rows(labelled: pd.DataFrame, contract: Contract) -> QualityRows:
     }
     is_whole = np.isfinite(values[PREDICTED_VALUE]) & np.isfinite(values[TRUE_VALUE])
     notes = _left_out(is_whole, f"a finite {contract.target} on both sides")
+    notes += of_unequal_weight(labelled)
     table = pd.DataFrame({name: column[is_whole] for name, column in values.items()})
     if not _enough(table)[TRUE_VALUE].any():
         raise NoReportError(f"every true {contract.target} is 0, and Evidently divides the errors by it")
@@ -96,7 +97,10 @@ def classification_rows(labelled: pd.DataFrame, contract: Contract) -> QualityRo
     rows = QualityRows(
         _enough(table.loc[is_whole].reset_index(drop=True)),
         contract.task,
-        notes=_left_out(is_whole, "a label and a prediction of the contract's classes"),
+        notes=[
+            *_left_out(is_whole, "a label and a prediction of the contract's classes"),
+            *of_unequal_weight(labelled),
+        ],
         positive=names[-1],
     )
     absent = [name for name in names if not (rows.table[TRUE_CLASS] == name).any()]

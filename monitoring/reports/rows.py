@@ -194,9 +194,17 @@ def _weights(current: pd.DataFrame, rows: ReportRows) -> Values | None:
         return None
     weights = to_numbers(_one(current, "weight"))
     if np.isfinite(weights).all() and (weights > 0).all():
+        rows.notes += of_unequal_weight(current)
         return weights
     rows.notes.append("the column weight holds what is no weight: every row counts once")
     return None
+
+
+def of_unequal_weight(table: pd.DataFrame) -> list[str]:
+    """What is to be said of rows of which some stand for more predictions than others; Evidently has no weights."""
+    if "weight" not in table.columns or table["weight"].nunique() < 2:
+        return []
+    return ["rows stand for different numbers of predictions: gauges and verdict count that, the plots do not"]
 
 
 def _remarks(name: str, column: "pd.Series[Any]", coded: Values) -> Iterator[str]:

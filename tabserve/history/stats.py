@@ -66,17 +66,17 @@ def stats_of(records: Records, window: Window, *, of_all_models: bool) -> Stats:
                 "sum(weight) / sum(sum(weight)) OVER (PARTITION BY tag) AS share, sum(value * weight) / sum(weight) "
                 f"FROM predictions GROUP BY tag, said ORDER BY tag, share DESC, said LIMIT {MOST_LINES}"
             ),
-            "latency_ms": _quantiles(records, "latency_ms", "predictions", (0.5, 0.99)),
+            "latency_ms": weighted_quantiles(records, "latency_ms", "predictions", (0.5, 0.99)),
             "n_labelled": n_labelled,
             "coverage": labelled / weighted,  # type: ignore[operator]
-            "delay_seconds": _quantiles(
+            "delay_seconds": weighted_quantiles(
                 records, "epoch(labelled_at) - epoch(time)", "joined WHERE labelled_at IS NOT NULL", (0.5, 0.9)
             ),
         }
     return Stats(**found)  # type: ignore[arg-type]
 
 
-def _quantiles(records: Records, of: str, rows: str, shares: tuple[float, ...]) -> dict[float, float]:
+def weighted_quantiles(records: Records, of: str, rows: str, shares: tuple[float, ...]) -> dict[float, float]:
     """Weighted: the least number up to which so large a share of the weight lies. Empty where there is no row."""
     asked = ", ".join(f"min(x) FILTER (WHERE below >= {share} * total)" for share in shares)
     found = records.rows(f"""

@@ -26,6 +26,7 @@ from tabserve.statistics.divergence import psi
 
 SAMPLE = 200_000  # changes that quantiles are of: the 99.9 % quantile rests on 200 of them
 QUANTILES = (0.5, 0.9, 0.99, 0.999)
+ROUNDING = 1e-12  # rows in other batches are summed in another order, which moves the last digits
 ENGINE_ROWS = 512  # of a call, the most that a request has
 
 
@@ -99,13 +100,12 @@ class Replay:
         self.n_refused += rows.n_refused
         if not rows.ids:
             return
-        change = np.abs(rows.challenger - rows.said)
-        change = change if change.ndim == 1 else change.max(axis=1)
+        change = _distance(rows.challenger, rows.said)
         self.n_rows += len(rows.ids)
         self.weight += float(rows.weights.sum())
         self.total += float(rows.weights @ change)
         self.seconds = (self.seconds[0] + rows.seconds[0], self.seconds[1] + rows.seconds[1])
-        self.off = max(self.off, float(np.abs(rows.champion - rows.said).max()))
+        self.off = max(self.off, float(_distance(rows.champion, rows.said).max()))
         if change.max() > self.largest:
             self.largest, self.largest_id = float(change.max()), rows.ids[int(change.argmax())]
         self.sample.add(change, rows.weights, random)
@@ -176,6 +176,13 @@ def _timed(engine: Engine, rows: Rows) -> tuple[Scores, float]:
     started = time.perf_counter()
     parts = [engine.predict(rows[first : first + ENGINE_ROWS]) for first in range(0, len(rows), ENGINE_ROWS)]
     return np.concatenate(parts), time.perf_counter() - started
+
+
+def _distance(scores: Scores, said: Scores) -> Floats:
+    """The change of each row, shape (n,): the largest of its probabilities; 0 where only arithmetic differs."""
+    change = np.abs(scores - said)
+    change[change <= ROUNDING * np.maximum(1.0, np.abs(said))] = 0.0
+    return change if change.ndim == 1 else np.asarray(change.max(axis=1), np.float64)
 
 
 def _counted(bins: Bins, scores: Floats, weights: Floats) -> npt.NDArray[np.float64]:

@@ -1,0 +1,1 @@
+"""Who may ask the service, and how often: API keys, bearer tokens, a rate limit; and where it listens without them."""
