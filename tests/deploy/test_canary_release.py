@@ -25,6 +25,8 @@ from deploy.canary import HttpRoute, Nginx, NotMovedError, Plan, Prometheus, rel
 from loadtest.processes import find_program, running
 from tabserve.lifecycle.canary_judge import Limits, Seen
 
+pytestmark = pytest.mark.deploy
+
 A_SECOND = 300
 SECONDS = 5.0  # of an observation, in which Prometheus scrapes five times
 

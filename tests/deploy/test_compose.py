@@ -13,6 +13,8 @@ from conftest import ROOT, free_port
 from loadtest.processes import find_program, running
 from tabserve.settings import SETTINGS, Settings
 
+pytestmark = pytest.mark.deploy
+
 COMPOSE = ROOT / "deploy" / "compose.yaml"
 FOLDER = ROOT / "deploy" / "compose"
 TOOLS = ROOT / ".venv-deploy" / "bin"

@@ -23,6 +23,8 @@ from tabserve.telemetry import Telemetry
 
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 TOOLS = ROOT / ".venv-deploy" / "bin"
+pytestmark = pytest.mark.deploy
+
 VERSION = "1.34"  # of Kubernetes: preStop's `sleep` is there for everybody since
 RENDERED = {folder.name: folder for folder in [*sorted((KUBERNETES / "overlays").iterdir()), KUBERNETES / "loadtest"]}
 PRODUCTION = ("production", "canary", "blue-green")

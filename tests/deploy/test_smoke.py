@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import BUILT_IN, CUSTOMERS, ROOT, SPEND, Service, TrainedModels, free_port
 
+pytestmark = pytest.mark.deploy
+
 
 def smoke(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     # Isolated: it must need nothing but Python's own library.
