@@ -178,7 +178,8 @@ def test_a_failing_canary_goes_back_and_the_stable_version_answers_all(releasing
     assert callers.lost == []
     assert {status for status, _ in callers.answers} == {200, 500}
     assert callers.answers[500, ""] < 0.2 * sum(callers.answers.values()), "only a few saw it"
-    assert httpx.post(f"http://127.0.0.1:{releasing.port}/predict", content=ONE_ROW, headers=JSON).status_code == 200
+    url = f"http://127.0.0.1:{releasing.port}/predict"  # the workers of before the reload answer a moment longer
+    wait_for(lambda: {httpx.post(url, content=ONE_ROW, headers=JSON).status_code for _ in range(50)} == {200})
     assert "0 % to the canary" in releasing.traffic.file.read_text()
 
 
