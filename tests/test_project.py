@@ -176,7 +176,7 @@ def test_a_lock_has_hashes_and_no_address_of_an_index(name: str) -> None:
 def test_all_locks_agree_and_have_what_pyproject_asks_for() -> None:
     everything = pins("dev")
 
-    for name in LOCKS - {"deploy"}:  # of an environment of its own
+    for name in LOCKS.keys() - {"deploy"}:  # which is of an environment of its own
         assert pins(name).items() <= everything.items(), name
         extras = [] if name == "serving" else PROJECT["optional-dependencies"][name]
         for requirement in map(Requirement, [*PROJECT["dependencies"], *extras]):
