@@ -75,7 +75,7 @@ def test_a_bucket_fills_again_and_then_redis_forgets_it(patient) -> None:
         await asyncio.sleep(waits[-1])
         waits.append(await buckets.take("shop"))
         await asyncio.sleep(0.2)
-        connection = buckets._take.registered_client
+        connection = buckets._redis
         assert await connection.dbsize() == 0
         return waits
 
