@@ -29,7 +29,7 @@ for place, bucket in ipairs(KEYS) do
   if wait <= 0 then
     wait = 0
     full_at = full_at + interval
-    redis.call('SET', bucket, string.format('%.6f', full_at), 'PX', math.ceil((full_at - now) * 1000))
+    redis.call('SET', bucket, string.format('%.6f', full_at), 'PX', math.max(1, math.ceil((full_at - now) * 1000)))
   end
   waits[place] = tostring(wait)
 end
@@ -90,7 +90,7 @@ class SharedBuckets:
             self._ask_from = time.monotonic() + RETRY_SECONDS
             if not self._is_away:
                 self._is_away = True
-                logger.error("Redis does not answer (%s): each worker limits by itself", type(error).__name__)
+                logger.error("Redis cannot be asked (%s): each worker limits by itself", type(error).__name__)
             return [0.0] * len(buckets)
         if self._is_away:
             self._is_away = False
