@@ -122,6 +122,7 @@ def signed_with_the_public_key() -> bytes:
         # Not at its end, where the last letter has bits that stand for nothing.
         token()[:-90] + b"AAAA" + token()[-86:],
         token() + b"." * 9000,
+        token(pad="x" * 9000),
         b"a.b.c",
         b"\xff\xfe",
         b"",

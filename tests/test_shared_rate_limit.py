@@ -108,15 +108,18 @@ def test_without_redis_each_limits_alone_says_so_once_and_comes_back(patient, mo
 
         assert [await is_let_in("192.0.2.1") for _ in range(5)] == [True] * 3 + [False] * 2  # its own bucket
         assert observer.alone == 3
+        await asyncio.sleep(0.1)
+        assert await is_let_in("192.0.2.9")  # who asks whether it is back
+        assert observer.alone == 4
         with redis(port):
             await asyncio.sleep(0.1)
             assert await is_let_in("192.0.2.2")
             elsewhere = SharedBuckets(url_of(port), limit, observer)
             assert [await elsewhere.take(who) for who in ["192.0.2.2"] * 2] == [0.0, 0.0]
             assert not await is_let_in("192.0.2.2")  # what others let in counts
-            assert observer.alone == 3
+            assert observer.alone == 4
         assert await is_let_in("192.0.2.3")
-        assert observer.alone == 4
+        assert observer.alone == 5
 
     asyncio.run(ask())
 

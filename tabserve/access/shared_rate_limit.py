@@ -29,7 +29,7 @@ for place, bucket in ipairs(KEYS) do
   if wait <= 0 then
     wait = 0
     full_at = full_at + interval
-    redis.call('SET', bucket, string.format('%.6f', full_at), 'PX', math.max(1, math.ceil((full_at - now) * 1000)))
+    redis.call('SET', bucket, string.format('%.6f', full_at), 'PX', math.ceil((full_at - now) * 1000))
   end
   waits[place] = tostring(wait)
 end
