@@ -6,7 +6,6 @@ PYTHON ?= $(shell for name in python3.11 python3 python; do \
 HOST ?= 127.0.0.1
 PORT ?= 3000
 N ?= 3
-OF ?= alternatives
 
 # BentoML reports its use to its makers unless told not to.
 export BENTOML_DO_NOT_TRACK := True
@@ -49,8 +48,12 @@ train: .venv/training.installed ## train the built-in model (another table: .ven
 
 .PHONY: test
 test: .venv/dev.installed ## install what is missing and run every test
-	@$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not alone"
+	@$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not alone and not deploy and not image"
 	@$(BIN)/pytest -m alone
+
+.PHONY: check-deploy
+check-deploy: .venv/dev.installed .venv-deploy/installed ## manifests, compose stack, releases, workflows (5 minutes; needs kubectl, nginx, prometheus)
+	@$(BIN)/pytest -m deploy tests/deploy
 
 .PHONY: fuzz
 fuzz: .venv/dev.installed ## schemathesis against the OpenAPI page of three models, 1000 examples an operation (15 minutes)
@@ -86,13 +89,23 @@ test-image: .venv/dev.installed ## build both images on a base of Debian's packa
 	@$(BIN)/pytest -m image tests/image
 
 .PHONY: bench
-bench: .venv/training.installed .venv/loadtest.installed ## measure, write docs/benchmarks.md: OF=alternatives (20 minutes), soak (3) or capacity (10)
-	@$(BIN)/python -m loadtest.benchmark$(if $(filter-out alternatives,$(OF)),.$(OF)) --write
+bench: .venv/training.installed .venv/loadtest.installed ## measure beside the alternatives, write docs/benchmarks.md (20 minutes)
+	@$(BIN)/python -m loadtest.benchmark --write
+
+.PHONY: soak
+soak: .venv/training.installed .venv/loadtest.installed ## 70 % load for ten times traffic.timeout, write docs/benchmarks.md (3 minutes)
+	@$(BIN)/python -m loadtest.benchmark.soak --write
+
+.PHONY: capacity
+capacity: .venv/training.installed .venv/loadtest.installed ## the highest rate within the objectives, and the replicas for others (10 minutes)
+	@$(BIN)/python -m loadtest.benchmark.capacity --write
 
 .PHONY: lock
 lock: .venv/dev.installed ## resolve the locks after a change of pyproject.toml: all together, then each set from that
 	@$(COMPILE) --all-extras --output-file requirements/dev.txt
 	@$(COMPILE) --constraint requirements/dev.txt --output-file requirements.txt
+	@$(BIN)/uv pip compile requirements/deploy.in --quiet --python-version 3.11 --python-platform linux --generate-hashes \
+	  --no-emit-index-url --no-header --no-annotate --output-file requirements/deploy.txt
 	@for set in training monitoring loadtest postgresql tracing access; do \
 	  $(COMPILE) --constraint requirements/dev.txt --extra $$set --output-file requirements/$$set.txt; done
 
@@ -101,6 +114,13 @@ lock: .venv/dev.installed ## resolve the locks after a change of pyproject.toml:
 	@echo "installing $< into .venv (a minute or two, the first time)"
 	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps --require-hashes -r $<
 	@touch $@ $(if $(filter dev,$*),.venv/training.installed)
+
+# checkov and others that look at manifests pin what they need, and not what we do: an environment of their own.
+.venv-deploy/installed: requirements/deploy.txt | .venv/bin/python
+	@echo "installing $< into .venv-deploy (a minute or two, the first time)"
+	@$(BIN)/python -m venv .venv-deploy
+	@.venv-deploy/bin/pip install -qq --disable-pip-version-check --no-deps --require-hashes -r $<
+	@touch $@
 
 .venv/bin/python:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \

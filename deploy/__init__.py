@@ -1,1 +1,1 @@
-"""What brings the service to where it runs: README.md in this folder."""
+"""What brings the service to where it runs: image, compose stack, Kubernetes, and how a release is made."""

@@ -22,7 +22,7 @@ BROKEN_JSON = (
 WRONG_TYPES = (
     {"Content-Type": "text/plain"},
     {"Content-Type": "application/x-www-form-urlencoded"},
-    {"Content-Type": "application/json", "Content-Encoding": "gzip"},
+    {"Content-Type": "application/json", "Content-Encoding": "br"},
 )
 
 

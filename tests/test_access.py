@@ -358,7 +358,7 @@ def test_addresses_count_alone_and_those_of_one_ipv6_network_together(observer: 
     assert counted_address("a:socket") == "a:socket"
 
 
-@pytest.mark.parametrize("text", ["10", "10/d", "0/s", "10/s:0", "-1/s", "10/s:", "1.5/s", "10/s:20:3"])
+@pytest.mark.parametrize("text", ["10", "10/d", "0/s", "10/s:0", "-1/s", "10/s:", "1.5/s", "10/s:20:3", "100001/s"])
 def test_a_rate_that_is_none_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(BadSettingError, match="10/s:20"):
         Settings.from_environment({"TABSERVE_RATE_LIMIT": text})

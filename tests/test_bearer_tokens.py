@@ -119,8 +119,10 @@ def signed_with_the_public_key() -> bytes:
         token(nbf=int(time.time()) + 300),
         jwt.encode({"iss": ISSUER, "aud": AUDIENCE, "exp": 9e9}, None, algorithm="none", headers={"kid": "r"}).encode(),
         signed_with_the_public_key(),
-        token()[:-4] + b"AAAA",
+        # Not at its end, where the last letter has bits that stand for nothing.
+        token()[:-90] + b"AAAA" + token()[-86:],
         token() + b"." * 9000,
+        token(pad="x" * 9000),
         b"a.b.c",
         b"\xff\xfe",
         b"",

@@ -293,6 +293,7 @@ def test_what_falls_due_beyond_the_bound_is_a_failure_and_so_is_what_is_never_an
     assert re.search(r"^20 .*no answer within 1 s after the end of the run", done.log, re.MULTILINE)
 
 
+@pytest.mark.alone
 def test_a_master_shares_an_open_loop_out_to_its_workers_and_judges_what_they_found(
     services: dict[str, Service], models: TrainedModels
 ) -> None:
@@ -321,6 +322,7 @@ def test_a_master_shares_an_open_loop_out_to_its_workers_and_judges_what_they_fo
     assert "SLO met: errors were 0 %" in done.log
 
 
+@pytest.mark.alone
 def test_each_process_does_its_share_of_an_open_loop(services: dict[str, Service], models: TrainedModels) -> None:
     arguments = ["--processes", "2", *ports(), "--arrival-rate", "60", "-u12", "-t4s", "--slo", PATIENT]
 

@@ -1,14 +1,21 @@
-"""Drift and quality of what a real service logged: ordinary rows, then a column shifts; then their labels."""
+"""Drift and quality of what a real service logged: ordinary rows, a column shifts, and is again as it was; then labels.
+
+The whole way is here: from rows that a caller sends to the message that somebody gets, and the one that it is over.
+"""
 
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
 import numpy.typing as npt
 import pytest
+from alert_programs import SOON, alertmanager, exposing, prometheus, receiving
 from conftest import BUILT_IN, TrainedModels, home_in_use, running_service, wait_for
+from prometheus_client import generate_latest
 
 from monitoring import models as stored_models
 from monitoring.drift import find_drift
@@ -22,6 +29,7 @@ from tabserve.history.window import Window
 WINDOW = timedelta(seconds=4)
 N_ROWS, AT_ONCE = 800, 100  # of a window, of a request
 SHIFTED = "worst texture"
+SHIFTS = (0.0, 0.0, 1.0, 1.0, 0.0)  # of each window, in standard deviations
 
 
 @dataclass
@@ -50,7 +58,7 @@ def ask(client: httpx.Client, random: np.random.Generator, shift: float = 0.0) -
 
 @dataclass
 class Watched:
-    """Four windows of a service's log, the last two with the shift."""
+    """Five windows of a service's log, the third and the fourth with the shift."""
 
     url: str
     model: MonitoredModel
@@ -74,9 +82,9 @@ def watched(models: TrainedModels, tmp_path_factory: pytest.TempPathFactory):
         home_in_use(models.home),
     ):
         started = datetime.now(UTC)
-        windows = [Window(started + n * WINDOW, started + (n + 1) * WINDOW) for n in range(4)]
+        windows = [Window(started + n * WINDOW, started + (n + 1) * WINDOW) for n in range(len(SHIFTS))]
         asked = []
-        for window, shift in zip(windows, (0.0, 0.0, 1.0, 1.0), strict=True):
+        for window, shift in zip(windows, SHIFTS, strict=True):
             while datetime.now(UTC) < window.since:  # the clock decides which window a row is in
                 time.sleep(0.01)
             asked.append(ask(client, random, shift))
@@ -90,9 +98,9 @@ def watched(models: TrainedModels, tmp_path_factory: pytest.TempPathFactory):
 
 
 def test_ordinary_traffic_is_quiet_and_a_shift_warns_at_first_and_then_is_an_alarm(watched: Watched) -> None:
-    wait_for(lambda: watched.drift(3).windows[-1].n_rows == N_ROWS)  # the log is written a moment later
+    wait_for(lambda: watched.drift(4).windows[-1].n_rows == N_ROWS)  # the log is written a moment later
 
-    ordinary, first, second = (watched.drift(number) for number in (1, 2, 3))
+    ordinary, first, second, after = (watched.drift(number) for number in (1, 2, 3, 4))
 
     assert ordinary.level == "quiet"
     assert [window.n_rows for window in ordinary.windows] == [N_ROWS, N_ROWS]
@@ -103,6 +111,39 @@ def test_ordinary_traffic_is_quiet_and_a_shift_warns_at_first_and_then_is_an_ala
     assert second.windows[-1].rejected_share == pytest.approx(1 / (N_ROWS + 1))
     assert second.windows[-1].rows_a_second == pytest.approx(N_ROWS / WINDOW.total_seconds())
     assert 0.9 < (second.windows[-1].confidence or 0) < 1
+    assert after.level == "quiet"
+
+
+@pytest.mark.needs_program("prometheus", "prometheus-alertmanager")
+def test_shifted_traffic_rings_the_pager_and_ordinary_traffic_after_it_is_told_as_the_end(
+    watched: Watched, tmp_path: Path
+) -> None:
+    wait_for(lambda: watched.drift(4).windows[-1].n_rows == N_ROWS)
+    shown = watched.drift(1)
+
+    def exposition() -> bytes:
+        return generate_latest(registry_of([shown.model_copy(update={"made_at": datetime.now(UTC)})]))
+
+    service = urlsplit(str(watched.client.base_url)).netloc
+    with (
+        receiving() as rung,
+        alertmanager(tmp_path, rung) as to,
+        exposing(exposition) as monitor,
+        prometheus(tmp_path, to, tabserve=service, tabserve_monitor=monitor) as found,
+    ):
+        found.wait_for_rules()
+        assert found.has("tabserve_ready == 1")
+        assert found.alerts() == set()
+
+        shown = watched.drift(3)
+        wait_for(lambda: rung.pager, SOON)
+        (fired,) = rung.said(resolved=False)
+        assert f"feature {SHIFTED} of {watched.model.name}:{watched.model.version} has drifted: KL" in fired
+
+        shown = watched.drift(4)
+        wait_for(lambda: rung.said(resolved=True), SOON)
+        assert found.alerts() == set()
+        assert (len(rung.pager), rung.chat) == (2, [])
 
 
 def test_labels_that_callers_send_become_the_quality_and_wrong_ones_an_alarm(watched: Watched) -> None:
@@ -126,7 +167,7 @@ def test_labels_that_callers_send_become_the_quality_and_wrong_ones_an_alarm(wat
     honest = quality(2000)
     accuracy = next(metric for metric in honest.segments[0].metrics if metric.name == "accuracy")
     assert honest.level in ("quiet", "warning")
-    assert honest.coverage == pytest.approx(2000 / (4 * N_ROWS))
+    assert honest.coverage == pytest.approx(2000 / (len(SHIFTS) * N_ROWS))
     assert accuracy.low < accuracy.value < accuracy.high
     assert accuracy.value > 0.85
 

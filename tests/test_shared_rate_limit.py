@@ -66,6 +66,15 @@ def test_replicas_share_one_bucket_of_each_caller(patient) -> None:
     assert observer.alone == 0
 
 
+def test_the_highest_rate_that_there_may_be_is_one_that_redis_can_count(patient) -> None:
+    port, limit, observer = free_port(), RateLimit.parse("100000/s:9999999"), Counted()
+
+    with redis(port):
+        assert asyncio.run(SharedBuckets(url_of(port), limit, observer).take("shop")) == 0
+
+    assert observer.alone == 0
+
+
 def test_a_bucket_fills_again_and_then_redis_forgets_it(patient) -> None:
     port, limit = free_port(), RateLimit.parse("20/s:2")
 
@@ -75,7 +84,7 @@ def test_a_bucket_fills_again_and_then_redis_forgets_it(patient) -> None:
         await asyncio.sleep(waits[-1])
         waits.append(await buckets.take("shop"))
         await asyncio.sleep(0.2)
-        connection = buckets._take.registered_client
+        connection = buckets._redis
         assert await connection.dbsize() == 0
         return waits
 
@@ -99,20 +108,23 @@ def test_without_redis_each_limits_alone_says_so_once_and_comes_back(patient, mo
 
         assert [await is_let_in("192.0.2.1") for _ in range(5)] == [True] * 3 + [False] * 2  # its own bucket
         assert observer.alone == 3
+        await asyncio.sleep(0.1)
+        assert await is_let_in("192.0.2.9")  # who asks whether it is back
+        assert observer.alone == 4
         with redis(port):
             await asyncio.sleep(0.1)
             assert await is_let_in("192.0.2.2")
             elsewhere = SharedBuckets(url_of(port), limit, observer)
             assert [await elsewhere.take(who) for who in ["192.0.2.2"] * 2] == [0.0, 0.0]
             assert not await is_let_in("192.0.2.2")  # what others let in counts
-            assert observer.alone == 3
+            assert observer.alone == 4
         assert await is_let_in("192.0.2.3")
-        assert observer.alone == 4
+        assert observer.alone == 5
 
     asyncio.run(ask())
 
     said = [record.getMessage() for record in caplog.records if record.name == "tabserve.access.shared_rate_limit"]
-    assert ["does not answer" in line for line in said] == [True, False, True]
+    assert ["cannot be asked" in line for line in said] == [True, False, True]
     assert PASSWORD not in caplog.text
 
 

@@ -21,11 +21,12 @@ from loadtest.processes import NotStartedError, Server, find_program
 from monitoring.demo.programs import ROOT, Rung, alerting, demo_environment, say, serving, watching
 from monitoring.demo.traffic import send_traffic
 from monitoring.reports.keeping import tidy
-from monitoring.reports.runs import read_runs
+from monitoring.reports.runs import Run, read_runs
+from monitoring.reports.wording import headline
 from monitoring.results import DriftResult
 
 LAST_ALERT_SECONDS = 30.0  # after the traffic, for what is on its way to ring
-ALL_SECONDS = 170.0  # of the three minutes, when a report that is still being made is not waited for
+ALL_SECONDS = 160.0  # of the three minutes, when a report that is still being made is not waited for
 QUIET, NOT_FOUND, NOT_STARTED = 0, 1, 2  # exit codes
 PROGRAMS = ("prometheus", "prometheus-alertmanager")  # and what Debian calls their packages
 
@@ -65,33 +66,33 @@ def demonstrate(stack: contextlib.ExitStack, kept: Path, rung: Rung) -> int:
     while not is_expected(rung, monitor) and time.monotonic() < until:
         time.sleep(0.5)
     is_found = is_expected(rung, monitor)
-    report = report_of_alarm(kept / "reports", rung.started + ALL_SECONDS, demo_environment(kept))
-    say(rung.started, f"alerts that fired: {', '.join(sorted(rung.fired)) or 'none'}")
-    say(rung.started, f"what drifted, the trends and every report: {(kept / 'reports/index.html').as_uri()}")
-    if report is not None:
-        say(rung.started, f"Evidently's report of the shifted rows: {report.as_uri()}")
+    reports = kept / "reports"
+    alarm = newest_alarm(reports)
+    if alarm is not None:
+        say(rung.started, f"the monitor found: {headline(alarm.result)}")
+        make_report(alarm, rung.started + ALL_SECONDS, demo_environment(kept))
+        tidy(reports)
+    nothing_rings = f"none, {' and '.join(missing)} would have told of them" if missing else "none"
+    say(rung.started, f"alerts that fired: {', '.join(sorted(rung.fired)) or nothing_rings}")
+    say(rung.started, f"what drifted, the trends and every report: {(reports / 'index.html').as_uri()}")
     say(rung.started, f"logs, the prediction log and the configuration of all of it: {kept}")
     if not is_found:
         say(rung.started, "the shift was NOT found in time")
     return QUIET if is_found else NOT_FOUND
 
 
-def report_of_alarm(reports: Path, until: float, environment: dict[str, str]) -> Path | None:
-    """Evidently's page of the newest run in alarm, made now where the monitor has not come to it; None where it takes
-    longer. The monitor looks more often here than reports can be made, and leaves some out.
-    """
-    alarms = [
-        run for run in read_runs(reports).runs if isinstance(run.result, DriftResult) and run.result.level == "alarm"
-    ]
-    if not alarms:
-        return None
-    page = alarms[-1].folder / "drift.html"
-    if not page.is_file():
-        command = [sys.executable, "-m", "monitoring.reports.process", str(page.parent)]
+def newest_alarm(reports: Path) -> Run | None:
+    """The newest run of drift that was in alarm."""
+    runs = [one for one in read_runs(reports).runs if isinstance(one.result, DriftResult)]
+    return next((one for one in reversed(runs) if one.result.level == "alarm"), None)
+
+
+def make_report(run: Run, until: float, environment: dict[str, str]) -> None:
+    """Evidently's pages of a run, where the monitor left them out: it looks more often here than they can be made."""
+    if not run.pages:
+        command = [sys.executable, "-m", "monitoring.reports.process", str(run.folder)]
         with contextlib.suppress(subprocess.TimeoutExpired):
             subprocess.run(command, cwd=ROOT, env=environment, timeout=max(1.0, until - time.monotonic()), check=False)
-        tidy(reports)
-    return page if page.is_file() else None
 
 
 def drift_rang(rung: Rung, _monitor: Server) -> bool:

@@ -75,13 +75,16 @@ def computed(n_rows: int, discordant_share: float, difference: float) -> Found:
 def simulated(
     part: str, setting: str, n_rows: int, difference: float, *, runs: int, resamples: int, seed: int
 ) -> Found:
-    """Draws labelled rows `runs` times and compares."""
+    """Draws labelled rows `runs` times and compares; of a worse model *worse* and *inconclusive* are not told apart."""
     started = time.monotonic()
     random = np.random.default_rng([seed, n_rows, round(1e4 * (1 + difference)), runs])
     draw, metric = challengers.SETTINGS[part, setting]
     found: dict[str, float] = {}
     for run in range(runs):
-        verdict = compare(draw(random, n_rows, difference), metric, seed=run, n_resamples=resamples).verdict
+        pairs = draw(random, n_rows, difference)
+        # Of a model that is worse only the few runs matter that could pass: it is hopeless for the others.
+        is_hopeless = difference < 0 and metric != "accuracy" and challengers.is_hopeless(pairs, metric)
+        verdict = "inconclusive" if is_hopeless else compare(pairs, metric, seed=run, n_resamples=resamples).verdict
         found[verdict] = found.get(verdict, 0.0) + 1
     return Found(part, setting, n_rows, difference, runs, found, seed, time.monotonic() - started)
 

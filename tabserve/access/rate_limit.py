@@ -18,6 +18,8 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600}
 # bucket: wrong only for one who comes back before it would have been full.
 MOST_CALLERS = 50_000
 
+MOST_A_SECOND = 100_000  # more than a worker answers; the clock of Redis counts microseconds
+
 _ROUNDING_SECONDS = 1e-6  # sums of fractions come out a little above what they are compared with
 
 
@@ -37,8 +39,10 @@ class RateLimit:
             ValueError: for another text; says what was expected.
         """
         found = re.fullmatch(r"([1-9][0-9]{0,6})/([smh])(?::([1-9][0-9]{0,6}))?", text)
-        if found is None:
-            raise ValueError("requests a second, minute or hour, and how many at once, such as 10/s:20 or 600/m")
+        if found is None or int(found[1]) > MOST_A_SECOND * _SECONDS[found[2]]:
+            raise ValueError(
+                "requests a second, minute or hour, and how many at once, such as 10/s:20 or 600/m, 100000/s at most"
+            )
         requests = int(found[1])
         return cls(requests, _SECONDS[found[2]], int(found[3]) if found[3] else requests)
 

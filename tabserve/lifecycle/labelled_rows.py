@@ -1,7 +1,7 @@
 """The labelled rows of a window of the prediction log, as a model is trained on them.
 
-A prediction is one row, whoever answered it: of a shadow's copy and the answer that the caller got, the answer. What
-counts is the last label. Rows of another contract are counted and left out.
+A prediction is one row, the one that the caller was told: the view leaves a shadow's copies out. What counts is the
+last label. Rows of another contract are counted and left out.
 """
 
 from collections import Counter
@@ -85,8 +85,8 @@ class LabelledRows:
         self._ours = ours
         self._usable = f"{ours} AND coalesce(labelled_at IS NOT NULL AND {known}, false)"
         self._once = f"""
-            SELECT * FROM joined QUALIFY 1 = row_number() OVER (
-                PARTITION BY prediction_id ORDER BY CAST({ours} AS INTEGER) DESC, variant = 'shadow', time)
+            SELECT * FROM joined
+            QUALIFY 1 = row_number() OVER (PARTITION BY prediction_id ORDER BY CAST({ours} AS INTEGER) DESC, time)
         """
 
     def counts(self) -> Counts:

@@ -1,0 +1,370 @@
+"""The manifests as kustomize renders them: accepted by the schemas, and true of the service that they are about."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from conftest import ROOT
+
+from deploy.copies import copies
+from loadtest.processes import find_program
+from monitoring import drift, quality
+from tabserve import cli
+from tabserve.http_api import FrontDoor
+from tabserve.prediction_log import NoPredictionLog
+from tabserve.rollout import Rollout
+from tabserve.settings import SETTINGS, Settings
+from tabserve.telemetry import Telemetry
+
+KUBERNETES = ROOT / "deploy" / "kubernetes"
+TOOLS = ROOT / ".venv-deploy" / "bin"
+pytestmark = pytest.mark.deploy
+
+VERSION = "1.34"  # of Kubernetes: preStop's `sleep` is there for everybody since
+RENDERED = {folder.name: folder for folder in [*sorted((KUBERNETES / "overlays").iterdir()), KUBERNETES / "loadtest"]}
+PRODUCTION = ("production", "canary", "blue-green")
+
+Manifest = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("rendered")
+    paths = {}
+    for name, source in RENDERED.items():
+        kustomize = find_program("kustomize")
+        command = [kustomize, "build"] if kustomize else [str(find_program("kubectl")), "kustomize"]
+        done = subprocess.run([*command, str(source)], capture_output=True, text=True)
+        assert done.returncode == 0, f"{name}: {done.stderr}"
+        paths[name] = folder / f"{name}.yaml"
+        paths[name].write_text(done.stdout)
+    return paths
+
+
+@pytest.fixture(scope="module", params=sorted(RENDERED))
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def manifests(rendered: dict[str, Path], name: str) -> list[Manifest]:
+    return list(yaml.safe_load_all(rendered[name].read_text()))
+
+
+def of_kind(manifests: list[Manifest], *kinds: str) -> list[Manifest]:
+    return [manifest for manifest in manifests if manifest["kind"] in kinds]
+
+
+def pods(manifests: list[Manifest]) -> Iterator[tuple[str, Manifest]]:
+    """Name and template of the pods of everything that has some."""
+    for manifest in of_kind(manifests, "Deployment", "Job", "CronJob"):
+        spec = manifest["spec"]
+        template = spec["jobTemplate"]["spec"]["template"] if manifest["kind"] == "CronJob" else spec["template"]
+        yield manifest["metadata"]["name"], template
+
+
+def containers(manifests: list[Manifest]) -> Iterator[tuple[str, Manifest]]:
+    for name, template in pods(manifests):
+        for container in template["spec"]["containers"]:
+            yield name, container
+
+
+def volumes(manifests: list[Manifest]) -> Iterator[Manifest]:
+    for _, template in pods(manifests):
+        yield from template["spec"]["volumes"]
+
+
+def matches(selector: dict[str, str], labels: dict[str, str]) -> bool:
+    return selector.items() <= labels.items()
+
+
+# --- the schemas
+
+
+@pytest.mark.needs_program("kubectl")
+def test_every_built_in_kind_keeps_its_strict_schema_and_no_kind_is_unknown(
+    rendered: dict[str, Path], name: str
+) -> None:
+    command = [str(TOOLS / "kubernetes-validate"), "--strict", "-k", VERSION, str(rendered[name])]
+    done = subprocess.run(command, capture_output=True, text=True)
+    said = (done.stdout + done.stderr).splitlines()
+    # It takes a kind that it does not know for a warning, a misspelt one too.
+    unknown = {line.partition("kind ")[2].split()[0] for line in said if "Couldn't find schema" in line}
+
+    assert done.returncode == 0, "\n".join(said)
+    assert unknown <= set(custom_schemas()), "\n".join(said)
+    assert sum("passed" in line for line in said) >= 4
+
+
+def custom_schemas() -> dict[str, dict[str, Any]]:
+    """Kind to what is known of it: group, version, and the schema of the project that defines it."""
+    return {known["kind"]: known for known in (json.loads(p.read_text()) for p in (KUBERNETES / "schemas").iterdir())}
+
+
+def strict(schema: Any) -> Any:
+    """A schema under which a field that it does not name is a fault."""
+    if isinstance(schema, list):
+        return [strict(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {
+        key: {name: strict(one) for name, one in value.items()} if key == "properties" else strict(value)
+        for key, value in schema.items()
+    }
+    if isinstance(made.get("pattern"), str):
+        made["pattern"] = made["pattern"].replace("^(?i)", "(?i)^")  # where Python wants what Go takes anywhere
+    if "properties" in made and not made.get("x-kubernetes-preserve-unknown-fields"):
+        made.setdefault("additionalProperties", False)
+    return made
+
+
+@pytest.mark.needs_program("kubectl")
+def test_every_other_kind_keeps_the_schema_of_the_project_that_defines_it(manifests: list[Manifest]) -> None:
+    for manifest in manifests:
+        known = custom_schemas().get(manifest["kind"])
+        if known is None:
+            continue
+        assert manifest["apiVersion"] == f"{known['group']}/{known['version']}"
+        schema = strict(known["schema"])
+        schema["properties"]["metadata"] = {}  # Kubernetes' own
+        jsonschema.validate(manifest, schema)
+
+
+def test_a_misspelt_field_of_such_a_kind_is_noticed() -> None:
+    route = yaml.safe_load((KUBERNETES / "gateway" / "route.yaml").read_text())
+    route["spec"]["rules"][0]["backendRefs"][0]["wieght"] = 5
+    schema = strict(custom_schemas()["HTTPRoute"]["schema"])
+    with pytest.raises(jsonschema.ValidationError, match="wieght"):
+        jsonschema.validate(route, schema)
+
+
+@pytest.mark.needs_program("kubectl")
+def test_checkov_finds_nothing_that_is_not_argued_for(rendered: dict[str, Path], name: str) -> None:
+    config = KUBERNETES / "checkov.yaml"
+    command = [str(TOOLS / "checkov"), "--file", str(rendered[name]), "--config-file", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=rendered[name].parent)
+
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert "Passed checks: " in done.stdout
+
+
+# --- names that must meet
+
+
+@pytest.mark.needs_program("kubectl")
+def test_every_service_reaches_pods_by_a_port_that_they_name(manifests: list[Manifest]) -> None:
+    for service in of_kind(manifests, "Service"):
+        reached = [
+            template
+            for _, template in pods(manifests)
+            if matches(service["spec"]["selector"], template["metadata"]["labels"])
+        ]
+        assert reached, service["metadata"]["name"]
+        named = {port["name"] for template in reached for c in template["spec"]["containers"] for port in c["ports"]}
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= named
+
+
+@pytest.mark.needs_program("kubectl")
+def test_stable_and_canary_are_apart(rendered: dict[str, Path]) -> None:
+    manifests = list(yaml.safe_load_all(rendered["canary"].read_text()))
+    labels = {name: template["metadata"]["labels"] for name, template in pods(manifests) if "canary" in name}
+    for manifest in of_kind(manifests, "Service", "PodDisruptionBudget"):
+        selector = manifest["spec"]["selector"]
+        selector = selector.get("matchLabels", selector)
+        if manifest["metadata"]["name"] == "tabserve":
+            assert not any(matches(selector, of_canary) for of_canary in labels.values())
+
+
+@pytest.mark.needs_program("kubectl")
+def test_probes_ask_what_the_service_has(manifests: list[Manifest]) -> None:
+    door = FrontDoor(
+        lambda *_: None,
+        rollout=Rollout(),
+        settings=Settings(),
+        telemetry=Telemetry(),
+        prediction_log=NoPredictionLog(),
+    )
+    for deployment in of_kind(manifests, "Deployment"):
+        (container,) = deployment["spec"]["template"]["spec"]["containers"]
+        probes = [container[f"{probe}Probe"]["httpGet"] for probe in ("startup", "readiness", "liveness")]
+        assert [probe["path"] for probe in probes] == ["/ready", "/ready", "/health"]
+        assert {probe["path"] for probe in probes} <= set(door._routes)
+        assert {probe["port"] for probe in probes} <= {port["name"] for port in container["ports"]}
+
+
+@pytest.mark.needs_program("kubectl")
+def test_the_autoscaler_has_something_to_scale_and_the_budget_lets_a_node_be_drained(
+    manifests: list[Manifest],
+) -> None:
+    deployments = {one["metadata"]["name"]: one for one in of_kind(manifests, "Deployment")}
+    scaled = {}
+    for autoscaler in of_kind(manifests, "HorizontalPodAutoscaler"):
+        target = autoscaler["spec"]["scaleTargetRef"]["name"]
+        assert "replicas" not in deployments[target]["spec"], "each apply would set the autoscaler's number back"
+        assert autoscaler["spec"]["minReplicas"] <= autoscaler["spec"]["maxReplicas"]
+        scaled[target] = autoscaler["spec"]["minReplicas"]
+    assert all(name in scaled or "replicas" in one["spec"] for name, one in deployments.items())
+    for budget in of_kind(manifests, "PodDisruptionBudget"):
+        protected = [
+            name
+            for name, one in deployments.items()
+            if matches(budget["spec"]["selector"]["matchLabels"], one["spec"]["template"]["metadata"]["labels"])
+        ]
+        assert protected
+        assert budget["spec"]["maxUnavailable"] >= 1
+    for deployment in deployments.values():
+        assert deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+
+
+@pytest.mark.needs_program("kubectl")
+def test_the_shares_of_a_route_are_a_whole_and_go_to_services_that_are_there(manifests: list[Manifest]) -> None:
+    services = {
+        one["metadata"]["name"]: {port["port"] for port in one["spec"]["ports"]}
+        for one in of_kind(manifests, "Service")
+    }
+    for route in of_kind(manifests, "HTTPRoute"):
+        for rule in route["spec"]["rules"]:
+            assert sum(backend["weight"] for backend in rule["backendRefs"]) == 100
+            assert all(backend["port"] in services[backend["name"]] for backend in rule["backendRefs"])
+            assert not any("metrics" in match["path"]["value"] for match in rule["matches"])
+
+
+@pytest.mark.needs_program("kubectl")
+def test_every_secret_that_somebody_names_is_there_with_its_key(manifests: list[Manifest]) -> None:
+    secrets = {
+        one["spec"]["target"]["name"]: {entry["secretKey"] for entry in one["spec"]["data"]}
+        for one in of_kind(manifests, "ExternalSecret")
+    }
+    for _, container in containers(manifests):
+        for variable in container.get("env", []):
+            reference = variable.get("valueFrom", {}).get("secretKeyRef")
+            assert reference is None or reference["key"] in secrets[reference["name"]]
+        assert all(source["secretRef"]["name"] in secrets for source in container.get("envFrom", []))
+    for volume in volumes(manifests):
+        assert "secret" not in volume or volume["secret"]["secretName"] in secrets
+    for monitor in of_kind(manifests, "ServiceMonitor"):
+        for endpoint in monitor["spec"]["endpoints"]:
+            credentials = endpoint.get("authorization", {}).get("credentials")
+            assert credentials is None or credentials["key"] in secrets[credentials["name"]]
+
+
+@pytest.mark.needs_program("kubectl")
+def test_every_volume_and_account_that_a_pod_names_is_there(manifests: list[Manifest]) -> None:
+    there = {(one["kind"], one["metadata"]["name"]) for one in manifests}
+    for _, template in pods(manifests):
+        account = template["spec"].get("serviceAccountName")
+        assert account is None or ("ServiceAccount", account) in there
+    for volume in volumes(manifests):
+        assert "configMap" not in volume or ("ConfigMap", volume["configMap"]["name"]) in there
+        claim = volume.get("persistentVolumeClaim")
+        assert claim is None or ("PersistentVolumeClaim", claim["claimName"]) in there
+
+
+# --- what pods may do, and have
+
+
+@pytest.mark.needs_program("kubectl")
+def test_no_pod_is_root_writes_to_its_root_or_keeps_a_capability(manifests: list[Manifest]) -> None:
+    for _, template in pods(manifests):
+        spec = template["spec"]
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["runAsUser"] == 1001
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in spec["containers"]:
+            assert container["securityContext"]["readOnlyRootFilesystem"] is True
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            assert set(container["resources"]) == {"requests", "limits"}
+
+
+@pytest.mark.needs_program("kubectl")
+def test_every_pod_is_inside_a_network_policy(manifests: list[Manifest]) -> None:
+    policies = [one["spec"]["podSelector"]["matchLabels"] for one in of_kind(manifests, "NetworkPolicy")]
+    for _, template in pods(manifests):
+        assert any(matches(selector, template["metadata"]["labels"]) for selector in policies)
+
+
+@pytest.mark.needs_program("kubectl")
+def test_images_have_a_version_that_is_not_latest(manifests: list[Manifest]) -> None:
+    for _, container in containers(manifests):
+        _, _, tag = container["image"].rpartition(":")
+        assert tag
+        assert "/" not in tag
+        assert tag != "latest"
+
+
+@pytest.mark.needs_program("kubectl")
+def test_what_the_service_writes_has_a_place(manifests: list[Manifest]) -> None:
+    for _, template in pods(manifests):
+        writable = {
+            mount["mountPath"]
+            for container in template["spec"]["containers"]
+            for mount in container["volumeMounts"]
+            if not mount.get("readOnly")
+        }
+        assert "/tmp" in writable  # in the container
+        for container in template["spec"]["containers"]:
+            for variable in container.get("env", []):
+                if variable["name"] in ("BENTOML_HOME", "HOME"):
+                    assert any(variable["value"].startswith(path) for path in writable)
+
+
+@pytest.mark.needs_program("kubectl")
+def test_a_pod_has_time_to_answer_what_it_took(manifests: list[Manifest]) -> None:
+    for deployment in of_kind(manifests, "Deployment"):
+        spec = deployment["spec"]["template"]["spec"]
+        (container,) = spec["containers"]
+        waits = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+        (volume,) = [volume for volume in spec["volumes"] if "configMap" in volume]
+        (config,) = [one for one in manifests if one["metadata"]["name"] == volume["configMap"]["name"]]
+        longest = yaml.safe_load(config["data"]["configuration.yaml"])["services"]["tabserve"]["traffic"]["timeout"]
+        assert spec["terminationGracePeriodSeconds"] >= waits + longest + 5
+
+
+@pytest.mark.needs_program("kubectl")
+def test_every_variable_is_one_that_somebody_reads(manifests: list[Manifest]) -> None:
+    known = {setting.variable for setting in SETTINGS.values()} | {"BENTOML_CONFIG", "BENTOML_HOME", "HOME"}
+    for _, container in containers(manifests):
+        environment = {one["name"]: one.get("value") for one in container.get("env", [])}
+        assert set(environment) <= known
+        Settings.from_environment({name: value for name, value in environment.items() if value is not None})
+
+
+@pytest.mark.needs_program("kubectl")
+@pytest.mark.parametrize("overlay", PRODUCTION)
+def test_keys_and_the_rate_limit_are_on_in_production(rendered: dict[str, Path], overlay: str) -> None:
+    manifests = list(yaml.safe_load_all(rendered[overlay].read_text()))
+    for deployment in of_kind(manifests, "Deployment"):
+        (container,) = deployment["spec"]["template"]["spec"]["containers"]
+        environment = {one["name"]: one for one in container["env"]}
+        assert {"TABSERVE_API_KEYS_FILE", "TABSERVE_RATE_LIMIT", "TABSERVE_RATE_LIMIT_URL"} <= set(environment)
+        assert "TABSERVE_ANONYMOUS" not in environment
+        assert "valueFrom" in environment["TABSERVE_LOG_URL"]
+
+
+@pytest.mark.needs_program("kubectl")
+def test_jobs_run_commands_that_are_there_one_at_a_time_and_not_for_ever(rendered: dict[str, Path]) -> None:
+    manifests = list(yaml.safe_load_all(rendered["production"].read_text()))
+    parsers = {"monitoring.drift": drift.parser, "monitoring.quality": quality.parser, "tabserve": cli.parser}
+    jobs = of_kind(manifests, "CronJob")
+    assert len(jobs) == len(parsers)
+    for job in jobs:
+        assert job["spec"]["concurrencyPolicy"] == "Forbid"
+        assert job["spec"]["startingDeadlineSeconds"] > 0
+        spec = job["spec"]["jobTemplate"]["spec"]
+        assert spec["activeDeadlineSeconds"] > 0
+        (container,) = spec["template"]["spec"]["containers"]
+        python, module, name, *arguments = container["args"]
+        assert (python, module) == ("python", "-m")
+        parsers[name]().parse_args(arguments)
+
+
+def test_what_kustomize_has_copies_of_is_up_to_date() -> None:
+    for path, text in copies().items():
+        assert path.read_text() == text, "python -m deploy.copies"
