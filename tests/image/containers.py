@@ -76,9 +76,8 @@ class Containers:
         root = self.folder / "base"
         sources = [f"deb {mirror('/debian')} bookworm main", f"deb {mirror('/debian-security')} bookworm-security main"]
         options = ["--quiet", "--variant=minbase", "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr"]
-        options += [
-            "--include=ca-certificates,python3,usr-is-merged"
-        ]  # usrmerge, in its place, would bring all of Perl
+        # usrmerge, in the place of usr-is-merged, would bring all of Perl.
+        options += ["--include=ca-certificates,python3,usr-is-merged"]
         options += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "locale")]
         archive = self.folder / "base.tar"
         subprocess.run(["mmdebstrap", *options, "bookworm", str(archive), *sources], check=True, capture_output=True)

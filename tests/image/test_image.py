@@ -17,12 +17,15 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from conftest import BUILT_IN, SPEND, TrainedModels, home_in_use, wait_for
+from conftest import BUILT_IN, ROOT, SPEND, TrainedModels, free_port, home_in_use, wait_for
 from containers import Container, Containers
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from prediction_log_parts import ids_in
+from redis import Redis
 from test_project import pins
+from test_shared_rate_limit import redis
+from test_shared_rate_limit import url_of as redis_url
 
 from deploy.image.sbom import document
 from loadtest.payloads import Payloads, Wanted, make
@@ -30,7 +33,7 @@ from tabserve.build import git_commit, version
 
 pytestmark = [
     pytest.mark.image,
-    pytest.mark.needs_program("mmdebstrap", "buildah", "podman", "runc", "skopeo"),
+    pytest.mark.needs_program("mmdebstrap", "buildah", "podman", "runc", "skopeo", "redis-server"),
     pytest.mark.timeout(900),  # the first test waits for the bases and the image
 ]
 
@@ -156,9 +159,19 @@ def test_it_runs_as_nobody_in_particular_without_capabilities_and_can_change_not
     assert set(fields["Uid"].split()) == {str(USER)}
     assert {int(fields[name], 16) for name in ("CapEff", "CapPrm", "CapBnd")} == {0}
     assert (fields["NoNewPrivs"], fields["Seccomp"]) == ("1", "2")
+    assert service.run("cat", "/proc/1/cmdline").stdout.startswith("/app/.venv/bin/python\0")  # it gets the signals
     assert service.run("touch", "/app/.venv/it").returncode != 0
     found = service.run("find", "/", "-xdev", "-writable", "-not", "-type", "l").stdout.split()
     assert {path for path in found if not path.startswith(("/dev/", "/proc/"))} <= {"/tmp", "/var/tmp", "/run"}
+
+
+def test_it_has_one_worker_its_own_configuration_and_reports_to_nobody(service: Container) -> None:
+    variables = dict(line.split("=", 1) for line in service.run("env").stdout.splitlines())
+    processes = service.run("sh", "-c", "cat /proc/[0-9]*/cmdline").stdout
+
+    assert processes.count("_bentoml_impl.worker.service") == 1
+    assert service.run("cat", variables["BENTOML_CONFIG"]).stdout == (ROOT / "configuration.yaml").read_text()
+    assert variables["BENTOML_DO_NOT_TRACK"] == "True"
 
 
 def test_nothing_is_written_outside_of_tmp_even_where_it_could_be(
@@ -240,27 +253,42 @@ def test_a_model_of_a_mounted_store_is_served_in_place_of_the_one_that_is_baked_
     assert found["build"]["model"] == models.tag(BUILT_IN)
 
 
-def test_it_does_not_start_before_it_is_told_who_may_ask_and_then_asks_for_a_key(
-    containers: Containers, image: str, payloads: Payloads, writable: Path
-) -> None:
-    row = {"features": payloads.rows[0]}
+def test_it_does_not_start_before_it_is_told_who_may_ask(containers: Containers, image: str) -> None:
     told_nothing = Container(containers, image, BENTOML_HOST="0.0.0.0")
     try:
         wait_for(lambda: not told_nothing.state()["Running"], 60)
         said, ended = told_nothing.log(), told_nothing.state()["ExitCode"]
     finally:
         told_nothing.remove()
-    create = ("tabserve", "keys", "create", "tests", "--scopes", "predict", "--file", "/keys/keys.json")
-    key = containers.podman("run", "--rm", "--volume", f"{writable}:/keys", image, *create).stdout.strip()
-    with running(
-        containers, image, "--volume", f"{writable}:/keys:ro", TABSERVE_API_KEYS_FILE="/keys/keys.json"
-    ) as container:
-        without = httpx.post(f"{container.url}/predict", json=row)
-        with_it = httpx.post(f"{container.url}/predict", json=row, headers={"authorization": f"Bearer {key}"})
 
     assert ended != 0
     assert "TABSERVE_API_KEYS_FILE" in said
-    assert (without.status_code, with_it.status_code) == (401, 200)
+
+
+def test_as_in_production_it_knows_its_callers_by_their_keys_and_counts_their_requests_in_redis(
+    containers: Containers, image: str, payloads: Payloads, writable: Path
+) -> None:
+    row, port = {"features": payloads.rows[0]}, free_port()
+    create = ("tabserve", "keys", "create", "shop", "--scopes", "predict", "--file", "/keys/keys.yaml")
+    key = containers.podman("run", "--rm", "--volume", f"{writable}:/keys", image, *create).stdout.strip()
+    settings = {
+        "TABSERVE_API_KEYS_FILE": "/keys/keys.yaml",
+        "TABSERVE_RATE_LIMIT": "1/m:2",
+        "TABSERVE_RATE_LIMIT_URL": redis_url(port),
+        "BENTOML_HOST": "0.0.0.0",
+    }
+
+    with redis(port), running(containers, image, "--volume", f"{writable}:/keys:ro", **settings) as container:
+        without = httpx.post(f"{container.url}/predict", json=row)
+        headers = {"x-api-key": key}
+        with_it = [httpx.post(f"{container.url}/predict", json=row, headers=headers).status_code for _ in range(3)]
+        with Redis.from_url(redis_url(port)) as connection:
+            counted = connection.dbsize()
+        said = container.log()
+
+    assert without.status_code == 401
+    assert with_it == [200, 200, 429]
+    assert counted > 0, said
 
 
 # --- what is in it
@@ -331,12 +359,14 @@ def test_its_bill_of_materials_keeps_the_schema_and_names_what_is_in_it(
 
 
 def test_no_security_update_of_debian_is_pending(containers: Containers, image: str) -> None:
-    command = "apt-get update -qq && apt-get -s -qq dist-upgrade"
+    # Without Error-Mode a mirror that cannot be reached is a warning, and nothing is pending.
+    command = "apt-get update -qq -o APT::Update::Error-Mode=any && apt-get -s -qq dist-upgrade && apt-cache policy"
     options = ("--rm", "--network", "host", "--user", "0", "--entrypoint", "sh")
 
     said = containers.podman("run", *options, image, "-ec", command).stdout
 
     assert [line for line in said.splitlines() if line.startswith("Inst")] == []
+    assert "bookworm-security" in said
 
 
 # --- the other one
