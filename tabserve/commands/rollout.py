@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from tabserve.commands import Commands, Options, add_command, add_log_url, log_url_of, over_with_ctrl_c, say
 from tabserve.history.records import readable_place
 from tabserve.history.window import BadQuestionError, length_of
-from tabserve.rollout_state import HEADER, BadRolloutError, Challenger, Mode, RolloutState
+from tabserve.rollout_state import HEADER, Challenger, Mode, RolloutState
 
 if TYPE_CHECKING:
     from tabserve.lifecycle.canary_watch import Counts, Look
@@ -182,14 +182,7 @@ def _challenge(options: Options, mode: Mode, by: str | None) -> int:
         from tabserve.lifecycle import changes
 
         why = options.why or f"{mode} by hand"
-        return _done(changes.challenge(home, _challenger(options.tag, mode, options.share, by), why))
-
-
-def _challenger(tag: str, mode: Mode, share: float, by: str | None) -> Challenger:
-    try:
-        return Challenger(model=tag, mode=mode, share=share, by=by)
-    except ValueError as error:
-        raise BadRolloutError(f"expected name:version and a share above 0, at most 100: {error}") from error
+        return _done(changes.challenge(home, Challenger.of(options.tag, mode, options.share, by), why))
 
 
 def _done(state: RolloutState) -> int:
@@ -205,7 +198,7 @@ def _watch(options: Options) -> int:
         from tabserve.lifecycle.canary_judge import Limits
         from tabserve.lifecycle.canary_watch import Plan, watch
 
-        _challenger(options.tag, "canary", options.steps[0], options.by)
+        Challenger.of(options.tag, "canary", options.steps[0], options.by)  # before anybody is asked
         limits = Limits(error_share=options.max_errors / 100, p99_seconds=options.max_p99 / 1000)
         plan = Plan(options.tag, options.steps, options.every, options.by, limits)
         ended = watch(home, plan, _look(options, home), over_with_ctrl_c())

@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,24 @@ def champions_before(changes: list[Change]) -> list[str]:
         else:
             before.append(change.before.champion)
     return before
+
+
+def stood(done: list[Change], champion: str, challenger: Challenger) -> tuple[datetime, datetime | None] | None:
+    """From when to when a challenger was last just so beside a champion: until None while it still is, and None at all
+    where it never was.
+
+    Args:
+        done: changes that happened.
+    """
+    found: tuple[datetime, datetime | None] | None = None
+    for change in done:
+        is_there = (change.after.champion, change.after.challenger) == (champion, challenger)
+        is_open = found is not None and found[1] is None
+        if is_there and not is_open:
+            found = datetime.fromisoformat(change.time), None
+        elif found is not None and is_open and not is_there:
+            found = found[0], datetime.fromisoformat(change.time)
+    return found
 
 
 def _change(
