@@ -107,6 +107,7 @@ def test_a_stranger_is_refused_on_every_route_and_a_key_opens_its_own(guarded: G
         metrics = prometheus.get("/metrics").text
     assert 'tabserve_refused_access_total{reason="no_key"}' in metrics
     assert 'tabserve_refused_access_total{reason="missing_scope"} 2.0' in metrics
+    assert 'tabserve_refused_access_total{reason="expired"} 0.0' in metrics  # an alert sees the first one come
     assert 'tabserve_requests_total{route="/predict",status="401"} 1.0' in metrics
 
     wait_for(lambda: any(line.get("who") == "predict" and line["status"] == 200 for line in lines_of(guarded.service)))

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from tabserve.access.callers import PROBES, Caller, counted_address, credential_of, needed_scope
-from tabserve.access.observer import Observer
+from tabserve.access.observer import Observer, Reason
 from tabserve.access.rate_limit import Buckets, RateLimit
 from tabserve.access.reloaded import Reloaded
 from tabserve.answers import HttpError
@@ -113,7 +113,7 @@ class Gate:
             )
         return None
 
-    def _unknown(self, reason: str) -> HttpError:
+    def _unknown(self, reason: Reason) -> HttpError:
         """Says the same to all of whom nothing is known: a difference would be a hint."""
         self._observer.access_refused(reason)
         return HttpError(

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from tabserve.access.api_keys import KeyRing
 from tabserve.access.callers import Caller
 from tabserve.access.gate import Gate, Recognize
-from tabserve.access.observer import Observer
+from tabserve.access.observer import Observer, Reason
 from tabserve.access.rate_limit import RateLimit
 from tabserve.access.reloaded import FileSource, Reloaded, UnusableError, UrlSource
 from tabserve.settings import BadSettingError, Settings
@@ -23,7 +23,7 @@ _REDIS_SCHEMES = ("redis", "rediss", "unix")
 class NobodyCounts:
     """The observer of a parent, which only looks whether there is anything to be used."""
 
-    def access_refused(self, reason: str) -> None: ...
+    def access_refused(self, reason: Reason) -> None: ...
 
     def file_is_stale(self, source: str, *, is_stale: bool) -> None: ...
 
