@@ -52,7 +52,7 @@ test: .venv/dev.installed ## install what is missing and run every test
 	@$(BIN)/pytest -m alone
 
 .PHONY: check-deploy
-check-deploy: .venv/dev.installed .venv-deploy/installed ## manifests, compose stack, releases, workflows (5 minutes; needs kubectl, nginx, prometheus)
+check-deploy: .venv/dev.installed .venv-deploy/installed ## manifests, compose stack, releases, workflows (3 minutes; needs kubectl, nginx, prometheus and openssl)
 	@$(BIN)/pytest -m deploy tests/deploy
 
 .PHONY: fuzz
