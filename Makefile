@@ -25,7 +25,7 @@ TRAIN_IF_NONE := $(BIN)/python -c "import sys; from tabserve import model_store;
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | while IFS='|' read -r t d; do printf '  make %-10s %s\n' "$$t" "$$d"; done
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | while IFS='|' read -r t d; do printf '  make %-12s %s\n' "$$t" "$$d"; done
 
 .PHONY: serve
 serve: .venv/training.installed ## install, train if there is no model yet, serve on http://127.0.0.1:3000 (HOST=, PORT=)
@@ -48,7 +48,7 @@ train: .venv/training.installed ## train the built-in model (another table: .ven
 
 .PHONY: test
 test: .venv/dev.installed ## install what is missing and run every test
-	@$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not alone and not deploy"
+	@$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not alone and not deploy and not image"
 	@$(BIN)/pytest -m alone
 
 .PHONY: check-deploy
@@ -73,7 +73,20 @@ format: .venv/dev.installed ## mend what ruff can mend
 .PHONY: build
 build: .venv/training.installed ## train if there is no model yet, and build the Bento
 	@$(TRAIN_IF_NONE)
-	@$(BIN)/bentoml build
+	@$(BIN)/python -m deploy.image.build --bento
+
+.PHONY: image
+image: .venv/training.installed ## the same, and an image of it, by docker, podman or buildah (IMAGE_FLAGS=--backend=podman)
+	@$(TRAIN_IF_NONE)
+	@$(BIN)/python -m deploy.image.build $(IMAGE_FLAGS)
+
+.PHONY: image-tools
+image-tools: .venv/training.installed ## the image for scheduled jobs: monitoring, training, load tests
+	@$(BIN)/python -m deploy.image.build --tools $(IMAGE_FLAGS)
+
+.PHONY: test-image
+test-image: .venv/dev.installed ## build both images on a base of Debian's packages, run them hardened (10 minutes, root)
+	@$(BIN)/pytest -m image tests/image
 
 .PHONY: bench
 bench: .venv/training.installed .venv/loadtest.installed ## measure beside the alternatives, write docs/benchmarks.md (20 minutes)

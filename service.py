@@ -177,6 +177,10 @@ def host() -> str:
 
 @bentoml.service(
     name="tabserve",
+    # With a distribution BentoML installs a compiler and git, for wheels that need neither.
+    image=bentoml.images.Image(
+        base_image="docker.io/library/python:3.11-slim-bookworm", distro="none", python_version="3.11"
+    ),
     workers=1,
     http={"host": LOOPBACK},  # whoever wants others to ask says so, and has keys: tabserve.access.opening
     # BentoML arms a timer per request that lives this long, whatever the answer took: short, to keep few of them.

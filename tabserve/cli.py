@@ -10,7 +10,7 @@ import sys
 
 from tabserve.access.api_keys import BadKeysError
 from tabserve.chained_log import BrokenChainError
-from tabserve.commands import ab_result, audit, evaluate, keys, labels, log, replay, retrain, rollout
+from tabserve.commands import ab_result, audit, evaluate, keys, labels, log, replay, retrain, rollout, version
 from tabserve.history.records import UnreadableError
 from tabserve.history.window import BadQuestionError
 from tabserve.prediction_log import CannotKeepError
@@ -54,4 +54,5 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_evaluate_command(groups)
     replay.add_replay_command(groups)
     ab_result.add_ab_result_command(groups)
+    version.add_version_command(groups)
     return whole

@@ -38,6 +38,7 @@ from tabserve.assignment import Arm
 from tabserve.audit import Refusals
 from tabserve.batcher import Batcher, CallerGoneError, DeadlineExceededError, Observer, Predict, RefusedError
 from tabserve.bodies import check_json, labels_of
+from tabserve.build import this_build
 from tabserve.contract import MAX_ROWS, Rows
 from tabserve.engine import Scores
 from tabserve.labels import Labels, made_at
@@ -389,6 +390,7 @@ class FrontDoor:
                 "dataset": metadata["dataset"],
                 "environment": metadata["environment"],
                 "git_commit": metadata["git_commit"],
+                "build": await asyncio.to_thread(this_build),  # reads a file, the first time
                 "known_limitations": metadata["known_limitations"],
                 "contract_hash": model.loaded.contract.hash,
                 "contract": model.loaded.contract.model_dump(mode="json"),

@@ -1,10 +1,8 @@
 """The way from a table to a trained model: split, cross-validate, fit, compile, evaluate, pass the gates."""
 
 import logging
-import subprocess
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +10,7 @@ from sklearn.pipeline import Pipeline
 from threadpoolctl import threadpool_limits
 
 from tabserve import model_store
+from tabserve.build import git_commit
 from tabserve.contract import Contract, Feature, Rows
 from tabserve.reference import build_reference, deciles
 from tabserve.training import evaluation
@@ -114,7 +113,7 @@ def _train(table: Table, pipeline: Pipeline, told: Arguments) -> TrainedModel:
         "latency": latency,
         "engine": parity.model_dump(),
         "environment": model_store.environment(),
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "known_limitations": _limitations(table, contract, len(parts.test)),
     }
     reference = build_reference(contract, rows, out_of_fold)
@@ -165,17 +164,3 @@ def _limitations(table: Table, contract: Contract, n_test: int) -> list[str]:
             rarest = contract.classes[int(shares.argmin())]
             found.append(f"The class {rarest} has only {shares.min():.1%} of the rows: its metrics are unsure.")
     return found
-
-
-def _git_commit() -> str | None:
-    """The commit of the code that trained, with a mark when it was changed; None outside of a checkout."""
-
-    def git(*arguments: str) -> str:
-        here = Path(__file__).parent
-        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True)  # noqa: S603, S607
-        return done.stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("-changed" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None

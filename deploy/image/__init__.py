@@ -1,0 +1,1 @@
+"""`make image` and `make image-tools`: what they build, and how."""
