@@ -14,11 +14,13 @@ from collections.abc import MutableMapping
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import attrgetter
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tabserve import model_store
 from tabserve.access.gate import Gate
-from tabserve.access.opening import check_access, open_gate
+from tabserve.access.opening import check_access, open_gate, say_who_may_ask
+from tabserve.access.worker_buckets import make_bucket_file
 from tabserve.answers import outcomes
 from tabserve.asgi import App, Receive, Scope, Send
 from tabserve.audit import NoAuditError, Refusals, audit_log, check_audit_log
@@ -243,6 +245,18 @@ def host() -> str:
     return str(told.get("host") or BentoMLContainer.http.host.get())
 
 
+def n_workers() -> int | str:
+    """How many processes serve, as configuration.yaml or the decorator says; `cpu_count` for as many as there are."""
+    workers: int | str = BentoMLContainer.config.services[Tabserve.name].get()["workers"]  # type: ignore[attr-defined]
+    return workers
+
+
+def bucket_file() -> Path | None:
+    """Where the rate limit of several workers is counted."""
+    shared = shared_folder()
+    return shared / "buckets" if shared else None
+
+
 def gate_of(settings: Settings, telemetry: Telemetry) -> Gate | None:
     """The gate of this worker, which ends where it cannot be had, or where it listens to strangers without one.
 
@@ -250,7 +264,7 @@ def gate_of(settings: Settings, telemetry: Telemetry) -> Gate | None:
     """
     try:
         check_access(settings, host())
-        gate = open_gate(settings, telemetry.of_access())
+        gate = open_gate(settings, telemetry.of_access(), bucket_file())
     except BadSettingError as error:
         logger.critical("the worker ends: %s", error)
         logging.shutdown()
@@ -318,9 +332,12 @@ class Tabserve:
             check_access(Settings.from_environment(), host())
         except BadSettingError as error:
             sys.exit(f"tabserve does not start: {error}")
+        say_who_may_ask(Settings.from_environment(), host())
         # By itself uvicorn believes every process of this machine who the caller is.
         os.environ["FORWARDED_ALLOW_IPS"] = ",".join(Settings.from_environment().trusted_proxies)
         share_metrics()
+        if (buckets := bucket_file()) and n_workers() != 1:
+            make_bucket_file(buckets)
         os.environ["TABSERVE_MODEL" if is_fixed else MODEL_AT_START] = model.tag
         try:
             os.environ["TABSERVE_LOG_URL"] = usable_url(Settings.from_environment(), model_store.home())
