@@ -56,7 +56,7 @@ check-deploy: .venv/dev.installed .venv-deploy/installed ## manifests, compose s
 	@$(BIN)/pytest -m deploy tests/deploy
 
 .PHONY: fuzz
-fuzz: .venv/dev.installed ## schemathesis against the OpenAPI page of three models, 1000 examples an operation (15 minutes)
+fuzz: .venv/dev.installed ## schemathesis against the OpenAPI page of three models, and with keys, 1000 examples an operation (25 minutes)
 	@FUZZ_EXAMPLES=1000 $(BIN)/pytest -s tests/test_fuzz.py
 
 .PHONY: check

@@ -175,6 +175,12 @@ def host() -> str:
     return str(told.get("host") or BentoMLContainer.http.host.get())
 
 
+def n_workers() -> int | str:
+    """How many processes serve, as configuration.yaml or the decorator says; `cpu_count` for as many as there are."""
+    workers: int | str = BentoMLContainer.config.services[Tabserve.name].get()["workers"]  # type: ignore[attr-defined]
+    return workers
+
+
 @bentoml.service(
     name="tabserve",
     # With a distribution BentoML installs a compiler and git, for wheels that need neither.
@@ -202,7 +208,7 @@ class Tabserve:
         configure_logging(settings.log_level)
         is_fixed = settings.model is not None or model_of_bento() is not None
         try:
-            prepare(settings, model.tag, is_fixed=is_fixed, host=host(), tls=tls_files())
+            prepare(settings, model.tag, is_fixed=is_fixed, host=host(), tls=tls_files(), n_workers=n_workers())
         except (BadSettingError, CannotKeepError, NoAuditError) as error:
             sys.exit(f"tabserve does not start: {error}")
 

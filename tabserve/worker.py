@@ -23,7 +23,7 @@ from tabserve.rollout_follower import Follower
 from tabserve.rollout_state import ROLLOUT_FILE
 from tabserve.settings import BadSettingError, Settings, wants_tracing
 from tabserve.shadow import Shadow
-from tabserve.startup import MODEL_AT_START
+from tabserve.startup import MODEL_AT_START, bucket_file
 from tabserve.telemetry import Telemetry, shared_folder
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def started_gate(settings: Settings, telemetry: Telemetry, host: str) -> Gate | 
     """
     try:
         check_access(settings, host)
-        gate = open_gate(settings, telemetry.of_access())
+        gate = open_gate(settings, telemetry.of_access(), bucket_file())
     except BadSettingError as error:
         logger.critical("the worker ends: %s", error)
         end()
