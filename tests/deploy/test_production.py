@@ -15,7 +15,7 @@ import yaml
 from access_parts import add_key
 from alert_programs import program
 from conftest import BUILT_IN, ROOT, Service, TrainedModels, free_port, running_service, wait_for
-from locusts import finish, start
+from locusts import finish, ports, start
 from rollouts import JSON, ONE_ROW
 
 from loadtest.processes import find_program, running
@@ -38,16 +38,15 @@ class Production:
         return {"x-api-key": (self.keys / name).read_text()}
 
 
+def kustomized(folder: str) -> list[dict[str, Any]]:
+    command = [str(find_program("kubectl")), "kustomize", folder]
+    return list(yaml.safe_load_all(subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout))
+
+
 @pytest.fixture(scope="module")
 def production(models: TrainedModels, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Production]:
     folder = tmp_path_factory.mktemp("production")
-    rendered = subprocess.run(
-        [str(find_program("kubectl")), "kustomize", "deploy/kubernetes/overlays/production"],
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
-    )
-    manifests = list(yaml.safe_load_all(rendered.stdout))
+    manifests = kustomized("deploy/kubernetes/overlays/production")
     (container,) = [
         container
         for one in manifests
@@ -56,7 +55,7 @@ def production(models: TrainedModels, tmp_path_factory: pytest.TempPathFactory) 
     ]
     for scope in ("predict", "metrics"):
         (folder / scope).write_text(add_key(folder / "keys.yaml", scope, scope))
-    (config,) = [one for one in manifests if one["kind"] == "ConfigMap"]
+    (config,) = [one for one in manifests if "configuration.yaml" in one.get("data", {})]
     (folder / "configuration.yaml").write_text(config["data"]["configuration.yaml"])
     port = free_port()
     here = {  # places of this machine, and what the secrets would hold; all else is as it was rendered
@@ -117,20 +116,39 @@ def test_smoke_passes_with_a_key_and_fails_with_one_that_is_not_known(
     assert "cannot be read" in missing.stderr
 
 
-def test_a_load_test_shows_its_key_and_says_what_is_missing_without_one(
+def test_the_load_test_of_the_cluster_shows_its_key_and_says_what_is_missing_without_one(
     production: Production, models: TrainedModels, tmp_path: Path
 ) -> None:
-    asked = "--host", production.service.url, "OneRow", "-t2s", "--arrival-rate", "5", "-u1", "--slo", "p99=60s"
-
+    """Master and workers with the options that their jobs have; shorter, and no faster than a caller may ask here."""
+    rendered = kustomized("deploy/kubernetes/loadtest")
+    jobs = [one["spec"]["template"]["spec"]["containers"][0]["args"] for one in rendered if one["kind"] == "Job"]
+    (tmp_path / "key").write_bytes((production.keys / "predict").read_bytes())
     (tmp_path / "empty").write_text("\n")
-    key = "--api-key-file"
-    started = [start(models.home, *asked, key, str(path)) for path in (production.keys / "predict", tmp_path / "empty")]
-    without = finish(start(models.home, *asked))
-    done, empty = map(finish, started)
+    here = {
+        "--host=http://tabserve": f"--host={production.service.url}",
+        "--api-key-file=/run/secrets/tabserve/key": f"--api-key-file={tmp_path / 'key'}",
+        "--master-host=tabserve-loadtest": "--master-host=127.0.0.1",
+        "--arrival-rate=500": "--arrival-rate=8",
+    }
+    told = [[here.get(option, option) for option in options] for _, *options in jobs]
+    assert all(any(there in options for options in told) for there in here.values())
+    (master,) = [options for options in told if "--master" in options]
+    (worker,) = [options for options in told if "--worker" in options]
+    own_ports, patience = ports(), ("--duration-factor=0.01", "--slo=p99=60s")
+    started = [
+        start(models.home, *master, *own_ports, *patience),
+        start(models.home, *worker, *own_ports),
+        start(models.home, *worker, *own_ports),
+    ]
+    wrong = [[one for one in master if not one.startswith(("--master", "--expect", "--api-key"))] for _ in range(2)]
+    wrong[1].append(f"--api-key-file={tmp_path / 'empty'}")
+    without, empty = (finish(start(models.home, *options)) for options in wrong)
+    done, *workers = map(finish, started)
 
     assert done.code == 0, done.log
-    assert done.requests >= 2
+    assert done.requests >= 5
     assert done.failures == 0
+    assert [one.code for one in workers] == [0, 0]
     assert without.code == empty.code == 2
     assert "refuses us: GET /metadata gave 401; it wants --api-key-file" in without.log
     assert "has to hold one line, the key" in empty.log
