@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from tabserve.commands import Commands, Options, add_command, add_log_url, log_url_of, over_with_ctrl_c, say
+from tabserve.commands.evaluate import NEEDS, add_rows, compared
 from tabserve.history.records import readable_place
 from tabserve.history.window import BadQuestionError, length_of
 from tabserve.rollout_state import HEADER, Challenger, Mode, RolloutState
@@ -47,10 +48,15 @@ def _add_changes(commands: Commands) -> None:
     up.add_argument(
         "--allow-contract-change", action="store_true", help="although it breaks callers, who have been told"
     )
+    up.add_argument("--why", metavar="TEXT", help="a sentence for the history; needed without --needs")
+    judged = up.add_argument_group(
+        "only where it is shown to be good, as `tabserve evaluate` does. Exit codes: 0 promoted; 1 worse; 3 not shown"
+    )
+    judged.add_argument("--needs", choices=NEEDS, help="than the champion, on the same labelled rows")
+    add_rows(judged)
     down = add_command(commands, "rollback", rollback, "Go back to the champion before")
     halt = add_command(commands, "pause", pause, "Have no model answer: 503, with the reason")
-    for command in (up, halt):
-        command.add_argument("--why", required=True, metavar="TEXT", help="a sentence for the history")
+    halt.add_argument("--why", required=True, metavar="TEXT", help="a sentence for the history")
     down.add_argument("--why", default="rolled back by hand", metavar="TEXT", help="a sentence for the history")
     for name, run, text in (
         ("stop", stop, "End the challenger: the champion answers alone"),
@@ -124,10 +130,22 @@ def _shown(state: RolloutState) -> str:
 
 
 def promote(options: Options) -> int:
+    if options.needs is None and options.why is None:
+        raise BadQuestionError("say why, for the history: --why TEXT; or have it proved: --needs better")
     with _refusals_named() as home:
         from tabserve.lifecycle import changes
 
-        state = changes.promote(home, options.tag, options.why, allow_contract_change=options.allow_contract_change)
+        why, champion = options.why, None
+        if options.needs is not None:
+            champion = changes.current(home).champion
+            _, decision = compared(options, options.tag, champion, options.needs)
+            if not decision.is_met:
+                logger.warning("%s stays", champion)
+                return decision.exit_code
+            why = f"{why}; {decision}" if why else str(decision)
+        state = changes.promote(
+            home, options.tag, why, allow_contract_change=options.allow_contract_change, only_from=champion
+        )
     return _done(state)
 
 

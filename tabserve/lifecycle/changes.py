@@ -107,11 +107,13 @@ def promote(
     allow_contract_change: bool = False,
     action: str = "promote",
     only_beside: Challenger | None = None,
+    only_from: str | None = None,
 ) -> RolloutState:
     """Makes a version champion. A challenger beside the old one ends with it.
 
     Args:
         only_beside: does so only while this challenger is as it was.
+        only_from: does so only where this version is champion.
 
     Raises:
         BadRolloutError: where it is champion already, or its contract would break callers and that is not allowed.
@@ -125,6 +127,7 @@ def promote(
             return RolloutState(champion=tag)
         if state.champion == tag:
             raise BadRolloutError(f"{tag} is champion already")
+        _check_from(state, only_from)
         _check_beside(state, only_beside)
         faults = breaking_changes(_contract(model_store.find(state.champion)), _contract(model))
         if faults and not allow_contract_change:
@@ -152,8 +155,7 @@ def rollback(home: Path, why: str, *, key: str | None = None, only_from: str | N
     def to(state: RolloutState | None) -> RolloutState:
         if state is None:
             raise BadRolloutError("no version was promoted yet, there is none to go back to")
-        if only_from is not None and state.champion != only_from:
-            raise BadRolloutError(f"{only_from} is not champion any more, {state.champion} is")
+        _check_from(state, only_from)
         changes = happened(home)
         if key is not None and any(change.key == key for change in changes):
             raise BadRolloutError("that was gone back from already")
@@ -325,6 +327,11 @@ def _said(state: RolloutState) -> dict[str, Any]:
 
 def _log(home: Path) -> ChainedLog:
     return ChainedLog(home / HISTORY_FILE)
+
+
+def _check_from(state: RolloutState, expected: str | None) -> None:
+    if expected is not None and state.champion != expected:
+        raise BadRolloutError(f"{expected} is not champion any more, {state.champion} is")
 
 
 def _check_beside(state: RolloutState | None, expected: Challenger | None) -> None:
