@@ -52,11 +52,11 @@ test: .venv/dev.installed ## install what is missing and run every test
 	@$(BIN)/pytest -m alone
 
 .PHONY: check-deploy
-check-deploy: .venv/dev.installed .venv-deploy/installed ## manifests, compose stack, releases, workflows (5 minutes; needs kubectl, nginx, prometheus)
+check-deploy: .venv/dev.installed .venv-deploy/installed ## manifests, compose stack, releases, workflows (3 minutes; needs kubectl, nginx, prometheus and openssl)
 	@$(BIN)/pytest -m deploy tests/deploy
 
 .PHONY: fuzz
-fuzz: .venv/dev.installed ## schemathesis against the OpenAPI page of three models, 1000 examples an operation (15 minutes)
+fuzz: .venv/dev.installed ## schemathesis against the OpenAPI page of three models, and with keys, 1000 examples an operation (25 minutes)
 	@FUZZ_EXAMPLES=1000 $(BIN)/pytest -s tests/test_fuzz.py
 
 .PHONY: check

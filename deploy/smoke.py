@@ -6,6 +6,7 @@ nothing but Python, and is run from wherever callers are.
 """
 
 import argparse
+import http.client
 import json
 import math
 import ssl
@@ -48,7 +49,7 @@ class Target:
                 status, text = answer.status, answer.read()
         except urllib.error.HTTPError as error:
             status, text = error.code, error.read()
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             raise UnexpectedError(f"{path}: expected an answer, got {error}") from error
         try:
             return status, json.loads(text)
@@ -69,9 +70,7 @@ class Target:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    key = options.key_file.read_text(encoding="utf-8").strip() if options.key_file else None
-    tls = ssl.create_default_context(cafile=options.ca_file) if options.ca_file else None
-    target = Target(options.url.rstrip("/"), key, tls)
+    target = Target(options.url.rstrip("/"), options.key_file, options.ca_file)
     checks: list[tuple[str, Callable[[], None]]] = [
         ("ready", lambda: wait_until_ready(target, options.wait)),
         ("the version is the one that was deployed", lambda: check_version(target, options.version)),
@@ -97,8 +96,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="smoke.py", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("url", type=_url, metavar="URL", help="of the service, such as https://tabserve.example.com")
     parser.add_argument("--version", metavar="TAG", help="the model version that must answer, name:version")
-    parser.add_argument("--key-file", type=Path, metavar="FILE", help="with an API key of the scope predict")
-    parser.add_argument("--ca-file", metavar="FILE", help="certificate of whoever signed the service's")
+    parser.add_argument("--key-file", type=_key, metavar="FILE", help="with an API key of the scope predict")
+    parser.add_argument("--ca-file", type=_trusting, metavar="FILE", help="certificate of whoever signed the service's")
     parser.add_argument("--wait", type=float, default=30.0, metavar="SECONDS", help="for it to be ready (default: 30)")
     return parser
 
@@ -154,6 +153,23 @@ def check_access(target: Target) -> None:
 
 def _example(path: Any, name: str) -> Any:
     return path["post"]["requestBody"]["content"]["application/json"]["examples"][name]["value"]
+
+
+def _key(path: str) -> str:
+    try:
+        key = Path(path).read_text(encoding="ascii").strip()
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{path} cannot be read: {getattr(error, 'strerror', 'no text')}") from error
+    if not key or not key.isprintable():
+        raise argparse.ArgumentTypeError(f"{path} has to hold one line, the key that `tabserve keys create` showed")
+    return key
+
+
+def _trusting(path: str) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=path)
+    except OSError as error:  # which an SSLError is
+        raise argparse.ArgumentTypeError(f"{path} holds no certificate that can be read: {error}") from error
 
 
 def _url(text: str) -> str:

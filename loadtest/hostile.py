@@ -3,6 +3,7 @@
 import socket
 import ssl
 import time
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from loadtest.answers import FailedAnswerError
@@ -26,17 +27,17 @@ WRONG_TYPES = (
 )
 
 
-def hang_up(url: str, path: str, body: bytes) -> None:
+def hang_up(url: str, path: str, body: bytes, headers: Mapping[str, str]) -> None:
     """Sends half of a request and goes.
 
     Raises:
         OSError: where not even that much was taken.
     """
     with _connected(url) as connection:
-        connection.sendall(_head(url, path, len(body)) + body[: len(body) // 2])
+        connection.sendall(_head(url, path, len(body), headers) + body[: len(body) // 2])
 
 
-def send_slowly(url: str, path: str) -> None:
+def send_slowly(url: str, path: str, headers: Mapping[str, str]) -> None:
     """Sends a byte now and then until the service says 408 or closes the connection.
 
     Raises:
@@ -44,7 +45,7 @@ def send_slowly(url: str, path: str) -> None:
         OSError: where it takes no connection.
     """
     with _connected(url) as connection:
-        connection.sendall(_head(url, path, 1_000_000))
+        connection.sendall(_head(url, path, 1_000_000, headers))
         connection.settimeout(SECONDS_BETWEEN_BYTES)
         until = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < until:
@@ -73,11 +74,12 @@ def _connected(url: str) -> socket.socket:
     return context.wrap_socket(connection, server_hostname=parts.hostname)
 
 
-def _head(url: str, path: str, length: int) -> bytes:
+def _head(url: str, path: str, length: int, headers: Mapping[str, str]) -> bytes:
     lines = (
         f"POST {urlsplit(url).path}{path} HTTP/1.1",
         f"Host: {urlsplit(url).netloc}",
         "Content-Type: application/json",
         f"Content-Length: {length}",
+        *(f"{name}: {value}" for name, value in headers.items()),
     )
     return "\r\n".join((*lines, "", "")).encode()

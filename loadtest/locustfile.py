@@ -87,7 +87,9 @@ class Caller(FastHttpUser):
         """
         waited_ms = 0.0 if due is None else max(0.0, time.perf_counter() - due) * 1000
         sent: Any = body  # its type says text, and its own documentation text or bytes
-        with self.client.post(path, data=sent, headers=headers, catch_response=True, name=name) as response:
+        with self.client.post(
+            path, data=sent, headers={**headers, **run.options.key_header}, catch_response=True, name=name
+        ) as response:
             response.request_meta["response_time"] += waited_ms
             if not response.status_code:
                 response.failure(unanswered(response.error))
@@ -169,10 +171,12 @@ class Hostile(Caller):
         self.refused(413, run.bodies.too_large, due, "hostile: huge body")
 
     def hang_up(self, _due: float | None) -> None:
-        self.misbehave("hostile: hang-up", lambda url: hostile.hang_up(url, "/predict", run.bodies.one(0)))
+        self.misbehave(
+            "hostile: hang-up", lambda url: hostile.hang_up(url, "/predict", run.bodies.one(0), run.options.key_header)
+        )
 
     def slow_sender(self, _due: float | None) -> None:
-        self.misbehave("hostile: slow sender", lambda url: hostile.send_slowly(url, "/predict"))
+        self.misbehave("hostile: slow sender", lambda url: hostile.send_slowly(url, "/predict", run.options.key_header))
 
     def refused(self, status: int, body: bytes, due: float | None, name: str, headers: dict[str, str] = JSON) -> None:
         self.post("/predict", body, partial(check_refusal, expected=status), due, name=name, headers=headers)

@@ -2,7 +2,7 @@
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,13 @@ def add_to(parser: LocustArgumentParser) -> None:
     parser.add_argument(
         "--seed", metavar="N", default="0", help="Of the rows that are asked with, and of the arrivals."
     )
-    # Not for the web page: who may use it may start load, and not write files.
+    # Not for the web page: who may use it may start load, and not read or write files.
+    parser.add_argument(
+        "--api-key-file",
+        metavar="FILE",
+        help="A file with the API key to ask with: of the scope predict; with metrics too, the page shows those.",
+        include_in_web_ui=False,
+    )
     parser.add_argument(
         "--results",
         metavar="DIR",
@@ -99,6 +105,7 @@ class Options:
     results: Path | None
     """Where a folder for each run is made; None where nothing is kept."""
     runs_page: Path
+    api_key: str | None = field(default=None, repr=False)
 
     @classmethod
     def read(cls, parsed: Any) -> "Options":
@@ -128,7 +135,13 @@ class Options:
             seed=_whole_number("--seed", parsed.seed, 0),
             results=None if parsed.no_results else Path(parsed.results),
             runs_page=Path(parsed.runs_page),
+            api_key=_key_of(parsed.api_key_file) if parsed.api_key_file else None,
         )
+
+    @property
+    def key_header(self) -> dict[str, str]:
+        """What shows a service who asks."""
+        return {"X-API-Key": self.api_key} if self.api_key else {}
 
     def set_users(self, parsed: Any) -> None:
         """Says how many users an open loop has, where the command line does not: Locust would start a single one."""
@@ -139,6 +152,16 @@ class Options:
     def random_numbers(self, *place: object) -> random.Random:
         """Numbers of their own for each place in each process, the same in each run with the same seed."""
         return random.Random(":".join(map(str, (self.seed, *place))))  # noqa: S311
+
+
+def _key_of(path: str) -> str:
+    try:
+        key = Path(path).read_text(encoding="ascii").strip()
+    except (OSError, ValueError) as error:
+        raise BadInputError(f"--api-key-file {path} cannot be read: {getattr(error, 'strerror', 'no text')}") from error
+    if not key.isprintable() or not key:
+        raise BadInputError(f"--api-key-file {path} has to hold one line, the key that `tabserve keys create` showed")
+    return key
 
 
 def _number(option: str, text: str, expected: str) -> float:

@@ -125,7 +125,8 @@ class Run:
         if not isinstance(runner, WorkerRunner):
             # Locust's workers report that often; in between there is nothing new.
             interval = WORKER_REPORT_INTERVAL if self._workers is not None else INTERVAL_SECONDS
-            self._started, self._timeline = datetime.now(UTC), Timeline(environment, str(environment.host), interval)
+            self._started = datetime.now(UTC)
+            self._timeline = Timeline(environment, str(environment.host), interval, self.options.key_header)
 
     def _on_test_stopping(self, environment: Environment, **_: Any) -> None:
         """Waits for the answers that are under way, before Locust ends the users that wait for them."""
@@ -203,7 +204,7 @@ class Run:
 
     def _look_at(self, environment: Environment) -> None:
         """Finds the service, and has payloads made where another model is served than they were made for."""
-        found = target.find(environment.host, self.options.expected_model)
+        found = target.find(environment.host, self.options.expected_model, self.options.key_header)
         environment.host = found.url
         wanted = Wanted(contract=found.contract.model_dump(mode="json"), tag=found.tag, seed=self.options.seed)
         if isinstance(environment.runner, WorkerRunner) or (self._payloads and self._payloads.wanted == wanted):

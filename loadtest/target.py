@@ -4,6 +4,7 @@ import http.client
 import json
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,17 +26,18 @@ class Target:
     contract: Contract
 
 
-def find(host: str | None, expected_model: str | None = None) -> Target:
+def find(host: str | None, expected_model: str | None, headers: Mapping[str, str]) -> Target:
     """The service at an address such as http://127.0.0.1:3000.
 
     Args:
         expected_model: what it must serve, `name:version`, or `name` for any version of it.
+        headers: what it is asked with; a key, where it wants one.
 
     Raises:
         BadInputError: where there is no such service.
     """
     url = _checked(host)
-    metadata = _metadata(url)
+    metadata = _metadata(url, headers)
     tag, shown = metadata.get("model_version"), metadata.get("contract")
     if not isinstance(tag, str) or not isinstance(shown, dict):
         raise BadInputError(f"what answers at {url} is not tabserve: GET /metadata shows no model with a contract")
@@ -62,15 +64,20 @@ def _checked(host: str | None) -> str:
     return host.rstrip("/")
 
 
-def _metadata(url: str) -> dict[str, Any]:
-    address = f"{url}/metadata"
+def _metadata(url: str, headers: Mapping[str, str]) -> dict[str, Any]:
+    asked = urllib.request.Request(f"{url}/metadata", headers=dict(headers))  # noqa: S310  # checked: http or https
     try:
-        with urllib.request.urlopen(address, timeout=LIMIT_SECONDS) as response:  # noqa: S310  # checked: http or https
+        with urllib.request.urlopen(asked, timeout=LIMIT_SECONDS) as response:  # noqa: S310  # as above
             parsed = json.loads(response.read())
     except urllib.error.HTTPError as error:
         if error.code == http.client.SERVICE_UNAVAILABLE:
             raise BadInputError(
                 f"the service at {url} is not ready: GET /metadata gave 503; wait for /ready"
+            ) from error
+        if error.code in (http.client.UNAUTHORIZED, http.client.FORBIDDEN):
+            raise BadInputError(
+                f"the service at {url} refuses us: GET /metadata gave {error.code}; it wants --api-key-file, "
+                "with a key of the scope predict"
             ) from error
         raise BadInputError(f"what answers at {url} is not tabserve: GET /metadata gave {error.code}") from error
     except (OSError, http.client.HTTPException) as error:

@@ -70,10 +70,11 @@ class Scrape:
         return sum(increases)
 
 
-def scrape(url: str) -> Scrape | None:
+def scrape(url: str, headers: Mapping[str, str]) -> Scrape | None:
     """What the service at an address says of itself now; None where it does not."""
     try:
-        with urllib.request.urlopen(f"{url}/metrics", timeout=SCRAPE_LIMIT_SECONDS) as answer:  # noqa: S310  # http or https: target.find has looked
+        asked = urllib.request.Request(f"{url}/metrics", headers=dict(headers))  # noqa: S310  # target.find has looked
+        with urllib.request.urlopen(asked, timeout=SCRAPE_LIMIT_SECONDS) as answer:  # noqa: S310  # as above
             text = answer.read().decode()
         return Scrape(text, time.perf_counter())
     except (OSError, http.client.HTTPException, ValueError):
@@ -85,16 +86,20 @@ class Timeline:
 
     Args:
         url: of the service.
+        headers: what its /metrics is asked with.
     """
 
-    def __init__(self, environment: "Environment", url: str, interval_seconds: float) -> None:
+    def __init__(
+        self, environment: "Environment", url: str, interval_seconds: float, headers: Mapping[str, str]
+    ) -> None:
         self.intervals: list[Interval] = []
         self._environment = environment
         self._url = url
+        self._headers = headers
         self._interval_seconds = interval_seconds
         self._started = self._last = time.perf_counter()
         self._counted = self._counts()
-        self._scraped = scrape(url)
+        self._scraped = scrape(url, headers)
         self._is_over = Event()
         self._watching = gevent.spawn(self._watch)
 
@@ -117,7 +122,7 @@ class Timeline:
             before = _Counts(0, 0, Counter())
         times = self._counted.times - before.times
         runner = self._environment.runner
-        was, self._scraped = self._scraped, scrape(self._url)
+        was, self._scraped = self._scraped, scrape(self._url, self._headers)
         self.intervals.append(
             Interval(
                 seconds=now - self._started,

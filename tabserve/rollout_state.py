@@ -61,6 +61,19 @@ class Challenger(BaseModel):
             raise ValueError(f"{self.by!r} names no header; expected header:NAME, such as header:x-user-id")
         return self
 
+    @classmethod
+    def of(cls, model: str, mode: Mode, share: float, by: str | None) -> Self:
+        """As it was said on a command line.
+
+        Raises:
+            BadRolloutError: where that is none.
+        """
+        try:
+            return cls(model=model, mode=mode, share=share, by=by)
+        except ValidationError as error:
+            faults = [_fault(one).removeprefix("the file: ") for one in error.errors(include_url=False)]
+            raise BadRolloutError("; ".join(faults)) from error
+
 
 class RolloutState(BaseModel):
     """The rollout file."""

@@ -125,7 +125,8 @@ SETTINGS = {
     "rate_limit_url": Setting(
         "TABSERVE_RATE_LIMIT_URL",
         "",
-        "The Redis, redis://, rediss:// or unix://, by which all replicas count together; empty for each worker alone.",
+        "The Redis, redis://, rediss:// or unix://, by which all replicas count together; "
+        "empty for each replica alone.",
     ),
     "trusted_proxies": Setting(
         "TABSERVE_TRUSTED_PROXIES",

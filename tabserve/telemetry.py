@@ -23,6 +23,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.values import MultiProcessValue
 from pydantic import ValidationError
 
+from tabserve.access.observer import REASONS, Reason
 from tabserve.batcher import Slice
 from tabserve.resources import ProcessesCollector
 from tabserve.rollout_telemetry import RolloutTelemetry
@@ -363,6 +364,8 @@ class AccessTelemetry:
         self._refused = Counter(
             "tabserve_refused_access", "Requests that were not let in, by reason.", ["reason"], registry=registry
         )
+        for reason in REASONS:  # a zero before the first one, or an alert could not see it come
+            self._refused.labels(reason)
         self._stale = Gauge(
             "tabserve_stale_access_file",
             "Whether a file or address of keys cannot be used, and what it said before goes on to be.",
@@ -376,7 +379,7 @@ class AccessTelemetry:
             registry=registry,
         )
 
-    def access_refused(self, reason: str) -> None:
+    def access_refused(self, reason: Reason) -> None:
         self._refused.labels(reason).inc()
 
     def file_is_stale(self, source: str, *, is_stale: bool) -> None:

@@ -1,8 +1,10 @@
 """Who may come in: keys and their file, the scopes of routes, the rate limit; in this process."""
 
 import json
+import multiprocessing
 import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,9 +19,10 @@ from tabserve.access.api_keys import BadKeysError, KeyFile, KeyRing, lasting
 from tabserve.access.callers import SCOPES, Caller, counted_address
 from tabserve.access.gate import Gate
 from tabserve.access.key_store import changing, read_keys, write_keys
-from tabserve.access.opening import check_access, open_gate
+from tabserve.access.opening import check_access, open_gate, say_who_may_ask
 from tabserve.access.rate_limit import Buckets, RateLimit
 from tabserve.access.reloaded import FileSource, Reloaded
+from tabserve.access.worker_buckets import WorkerBuckets, make_bucket_file
 from tabserve.settings import BadSettingError, Settings
 
 
@@ -261,9 +264,17 @@ class Clock:
         return self.now
 
 
-def test_a_bucket_gives_its_burst_at_once_and_then_its_rate() -> None:
+def of_a_file(folder: Path, limit: str, clock: Callable[[], float] = time.monotonic) -> WorkerBuckets:
+    path = folder / "buckets"
+    if not path.exists():
+        make_bucket_file(path)
+    return WorkerBuckets(path, RateLimit.parse(limit), clock=clock)
+
+
+@pytest.mark.parametrize("are_shared", [False, True], ids=["of one process", "of all workers"])
+def test_a_bucket_gives_its_burst_at_once_and_then_its_rate(are_shared: bool, tmp_path: Path) -> None:
     clock = Clock()
-    buckets = Buckets(RateLimit.parse("10/s:20"), clock=clock)
+    buckets = of_a_file(tmp_path, "10/s:20", clock) if are_shared else Buckets(RateLimit.parse("10/s:20"), clock=clock)
 
     assert [buckets.take("a") for _ in range(20)] == [0.0] * 20
     assert buckets.take("a") == pytest.approx(0.1, abs=1e-3)
@@ -273,6 +284,42 @@ def test_a_bucket_gives_its_burst_at_once_and_then_its_rate() -> None:
     assert buckets.take("a") > 0
     clock.now += 3600
     assert [buckets.take("a") > 0 for _ in range(21)] == [False] * 20 + [True]
+    buckets.give_back("a")
+    buckets.give_back("nobody")
+    assert [buckets.take("a") > 0 for _ in range(2)] == [False, True]
+
+
+def test_workers_that_ask_at_once_let_in_as_many_as_one_would(tmp_path: Path) -> None:
+    """Often enough that some are between another's reading and writing, had they no lock."""
+    of_a_file(tmp_path, "1/h:20000")
+    context = multiprocessing.get_context("fork")
+    start, let_in = context.Barrier(4), context.SimpleQueue()
+
+    def ask() -> None:
+        buckets = of_a_file(tmp_path, "1/h:20000")
+        start.wait()
+        let_in.put(sum(buckets.take("shop") == 0 for _ in range(10_000)))
+
+    workers = [context.Process(target=ask) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    counts = [let_in.get() for _ in workers]
+    for worker in workers:
+        worker.join()
+
+    assert sum(counts) == 20_000
+
+
+def test_who_was_refused_by_a_worker_is_refused_by_all_however_many_others_come(tmp_path: Path) -> None:
+    first, second = of_a_file(tmp_path, "1/h:2"), of_a_file(tmp_path, "1/h:2")
+    size = (tmp_path / "buckets").stat().st_size
+
+    assert [first.take("busy"), second.take("busy")] == [0.0, 0.0]
+    for number in range(100_000):
+        second.take(f"other-{number}")
+
+    assert first.take("busy") > 3000
+    assert (tmp_path / "buckets").stat().st_size == size
 
 
 @given(
@@ -379,6 +426,36 @@ def test_without_keys_it_listens_to_nobody_else_unless_told_so(host: str, tmp_pa
         check_access(Settings(), host)
     check_access(Settings(anonymous=True), host)
     check_access(Settings(api_keys_file=str(tmp_path / "keys")), host)
+
+
+@pytest.mark.parametrize(
+    ("settings", "host", "expected"),
+    [
+        ({}, "127.0.0.1", ["it answers this machine alone, on 127.0.0.1: there are no keys"]),
+        ({"api_keys_file": "keys"}, "127.0.0.1", ["it answers who shows a key or a token, on 127.0.0.1"]),
+        (
+            {"anonymous": True},
+            "0.0.0.0",
+            [
+                "it answers everybody who reaches 0.0.0.0: TABSERVE_ANONYMOUS is true",
+                "anybody may ask as often as he wants, on 0.0.0.0: TABSERVE_RATE_LIMIT is not set",
+            ],
+        ),
+        (
+            {"jwks": "keys", "rate_limit": RateLimit.parse("10/s:20")},
+            "10.0.0.1",
+            ["it answers who shows a key or a token, on 10.0.0.1"],
+        ),
+    ],
+)
+def test_it_says_who_may_ask_and_warns_where_nothing_bounds_how_often(
+    settings: dict, host: str, expected: list[str], caplog
+) -> None:
+    caplog.set_level("INFO")
+
+    say_who_may_ask(Settings(**settings), host)
+
+    assert [record.getMessage() for record in caplog.records] == expected
 
 
 def test_on_loopback_nothing_is_needed() -> None:

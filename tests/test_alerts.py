@@ -207,6 +207,10 @@ asyncio.run(answer())
 log = telemetry.of_prediction_log()
 log.rows_dropped("queue_full", 3)
 log.spool_holds(7)
+access = telemetry.of_access()
+access.file_is_stale("api_keys", is_stale=True)
+access.limited_alone()
+telemetry.of_audit_log().refusals_dropped(1)
 sys.stdout.write(telemetry.exposition().decode())
 """
 

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -24,6 +25,7 @@ from tabserve.contract import Contract, Feature, Rows
 from tabserve.engine import Engine, Scores
 from tabserve.history.records import opened, readable_place
 from tabserve.history.window import BadQuestionError, last
+from tabserve.lifecycle import changes
 from tabserve.lifecycle import replay as replay_module
 from tabserve.lifecycle.comparison import decide
 from tabserve.lifecycle.contenders import Contenders, trained_until
@@ -307,6 +309,63 @@ def test_the_commands_compare_with_the_champion_of_the_rollout_file(
         caplog.clear()
         assert cli.main([*arguments, *where] if "--log-url" not in arguments else arguments) == 2
         assert sentence in caplog.text
+
+
+def test_a_promotion_that_needs_a_proof_is_made_with_it_and_the_history_says_which_it_was(
+    two_versions: tuple[Path, str, str],
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder, first, second = two_versions
+    home, where = folder / "home", ["--log-url", (folder / "log").as_uri()]
+    (home / "rollout.yaml").unlink(missing_ok=True)
+    changes.promote(home, first, "the first one")
+
+    assert cli.main(["promote", second]) == 2
+    assert "say why, for the history: --why TEXT; or have it proved: --needs better" in caplog.text
+    assert cli.main(["promote", second, *where, "--needs", "better"]) == 3
+    assert capsys.readouterr().out.endswith("not what was asked for: better\n")
+    assert cli.main(["promote", second, "--log-url", folder.as_uri(), "--needs", "not-worse"]) == 3, "no rows"
+    worse, load = spoiled(model_store.load(model_store.find(second)), 4), model_store.load
+    with monkeypatch.context() as patched:
+        patched.setattr(model_store, "load", lambda model: worse if model.tag == second else load(model))
+        assert cli.main(["promote", second, *where, "--needs", "not-worse"]) == 1
+        assert cli.main(["evaluate", second, *where]) == 1
+        assert cli.main(["evaluate", first, "--against", second, *where, "--need", "better"]) == 0
+    assert changes.current(home).champion == first
+    assert len(changes.history(home)) == 1
+    assert caplog.messages[-1] == f"{first} stays"
+
+    def meanwhile(*said: object, **named: object) -> Evaluation:
+        """Somebody promotes while rows are compared."""
+        found = evaluate_log(*said, **named)  # type: ignore[arg-type]
+        RolloutState(champion="customers:9.9.9-aaaaaa").save(home / "rollout.yaml")
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr("tabserve.lifecycle.evaluation.evaluate_log", meanwhile)
+        assert cli.main(["promote", second, *where, "--needs", "not-worse"]) == 2
+    assert f"{first} is not champion any more, customers:9.9.9-aaaaaa is" in caplog.text
+    RolloutState(champion=first).save(home / "rollout.yaml")
+
+    assert cli.main(["promote", second, *where, "--needs", "not-worse", "--why", "the weekly one"]) == 0
+    assert capsys.readouterr().out.endswith(f"\n{second}\n")
+    assert changes.current(home).champion == second
+    assert changes.history(home)[-1].why.startswith("the weekly one; asked for not worse, found not worse: accuracy 0.")
+
+
+def test_what_comparing_needs_and_is_not_installed_is_named(
+    two_versions: tuple[Path, str, str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "tabserve.lifecycle.evaluation_page")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "tabserve.statistics.drawing", raising=False)
+    folder, first, second = two_versions
+    where = ["--against", first, "--log-url", (folder / "log").as_uri(), "--html", str(folder / "none")]
+
+    assert cli.main(["evaluate", second, *where]) == 2
+    assert "comparing models needs matplotlib, which comes with the extras `training` and `mon" in caplog.text
 
 
 # --- replay

@@ -65,9 +65,10 @@ def test_the_readmes_table_of_settings_is_that_of_the_code() -> None:
     assert table == {s.variable: f"{f'`{s.default}`' if s.default else ''} | {s.help}" for s in SETTINGS.values()}
 
 
-def test_the_readmes_tree_has_every_file_of_the_package() -> None:
-    tree = README.split("## What is where")[1].split("```")[1]
-    listed = set(re.findall(r"^ *(\S+) ", tree, re.MULTILINE))
+def test_the_trees_of_readme_and_code_page_have_every_file_of_the_package() -> None:
+    short = README.split("## What is where")[1].split("```")[1]
+    whole = (ROOT / "docs" / "code.md").read_text().split("```")[1]
+    listed = {*re.findall(r"^ *(\S+) ", whole, re.MULTILINE), *re.findall(r"^(\S+) ", short, re.MULTILINE)}
     expected = {
         path.rpartition("/")[2]
         for path in tracked_files()
@@ -84,7 +85,7 @@ def test_the_readmes_tree_has_every_file_of_the_package() -> None:
         "requirements.txt",
         "Makefile",
     }
-    pages = ("benchmarks", "comparison", "decisions", "monitoring", "operations", "security")
+    pages = ("benchmarks", "code", "comparison", "decisions", "monitoring", "operations", "security")
     docs = {f"docs/{name}.md" for name in pages}
     parts = ("access", "commands", "history", "lifecycle", "prediction_log", "statistics", "tracing", "training")
     of_the_package = {"tabserve/", *(f"{part}/" for part in parts)}
@@ -98,7 +99,8 @@ def test_the_readme_names_only_targets_and_options_that_exist(capsys: pytest.Cap
     # Locust's --help does not read the locustfile, so ours are asked for where they are added.
     ours = "from locust.argument_parser import get_parser; from loadtest.options import add_to; p = get_parser(); "
     log = (["log", "tail"], ["log", "stats"], ["log", "export"], ["labels", "import"])
-    for command in (*log, ["audit", "verify"], ["replay"], ["evaluate"], ["ab-result"], ["keys", "create"]):
+    models = (["promote"], ["replay"], ["evaluate"], ["ab-result"])
+    for command in (*log, *models, ["audit", "verify"], ["keys", "create"]):
         with pytest.raises(SystemExit):
             cli.main([*command, "--help"])
     for module in (drift, quality, watch, train):

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -39,7 +39,9 @@ from tabserve import cli, model_store
 from tabserve.contract import MAX_ROWS, Contract, Feature
 from tabserve.history.records import opened, readable_place
 from tabserve.history.window import BadQuestionError, Which, Window, last
-from tabserve.lifecycle import labelled_rows
+from tabserve.lifecycle import changes, labelled_rows
+from tabserve.lifecycle.contenders import Contenders
+from tabserve.lifecycle.evaluation import evaluate_log
 from tabserve.lifecycle.labelled_rows import LabelledRows, WindowRows
 from tabserve.lifecycle.retraining import LOCK_FILE
 from tabserve.lifecycle.training_rows import Known, with_window
@@ -113,7 +115,7 @@ def test_a_model_that_went_stale_is_beaten_by_the_one_retrained_on_the_window_an
     stale, drifted, after = stream.model(), piece(DRIFT, seed=2), piece(AFTER, seed=3)
     stream.label(stream.serve(drifted, stale, NOW - 20 * DAY), drifted)
 
-    assert stream.retrain("--model", NAME) == 0
+    assert stream.retrain("--model", NAME, "--window", "20d", "--mature", "10d") == 0
 
     *page, tag = capsys.readouterr().out.splitlines()
     new = stream.model(tag)
@@ -130,6 +132,14 @@ def test_a_model_that_went_stale_is_beaten_by_the_one_retrained_on_the_window_an
     name, before, now = page[1].split()
     assert (name, float(now)) == ("accuracy", pytest.approx(new.metadata["test_metrics"]["accuracy"], abs=1e-4))
     assert float(before) == pytest.approx(accuracy[stale.tag], abs=0.1)
+    verdict, became, next_step = page[-3:]
+    assert verdict == "INCONCLUSIVE: 500 labelled rows, at least 2,000 are needed"
+    assert became == f"{tag} is the shadow of {stale.tag}"
+    where = f"--log-url {stream.log.as_uri()}"
+    assert (
+        next_step
+        == f"next: tabserve promote {tag} --needs better {where}, when 2,000 predictions from now on have labels"
+    )
     assert (new.metadata["n_test"], new.metadata["n_train"]) == (500, len(BEFORE) + 2000)
     assert read_rollout(stream.home / "rollout.yaml") == RolloutState(
         champion=stale.tag, challenger=Challenger(model=tag, mode="shadow", share=100)
@@ -140,7 +150,9 @@ def test_a_model_that_went_stale_is_beaten_by_the_one_retrained_on_the_window_an
     assert lineage["rows"] == {"original": len(BEFORE), "window": 2500, "used": 2500}
     assert lineage["labels"] == {"predictions_in_window": 2500, "labelled": 2500, "coverage": 1}
     assert lineage["log"] == "file"
-    assert timedelta(days=29) < NOW - datetime.fromisoformat(lineage["window"]["since"]) < timedelta(days=31)
+    window_of = {end: NOW - datetime.fromisoformat(moment) for end, moment in lineage["window"].items()}
+    assert 29 * DAY < window_of["since"] < 31 * DAY
+    assert 9 * DAY < window_of["until"] < 11 * DAY
     card = (model_store.find(tag).directory / "MODEL_CARD.md").read_text()
     assert f"Retrained from {stale.tag}: 2500 rows of the prediction log (file)" in card
     assert "stream.csv, and 2500 rows of the prediction log" in card
@@ -159,6 +171,12 @@ def test_a_model_that_went_stale_is_beaten_by_the_one_retrained_on_the_window_an
         (tag.partition(":")[2], "shadow"),
     ]
     assert [share for *_, share in told] == [pytest.approx(accuracy[stale.tag]), pytest.approx(accuracy[tag])]
+
+    # Those rows are judged on, and none of the window's, on which it was trained; one or two lie on the edge.
+    before_all = replace(stale, metadata={**stale.metadata, "trained_at": (NOW - 99 * DAY).isoformat()})
+    found = evaluate_log(Contenders(before_all, new), readable_place(stream.log.as_uri()), MONTH, [])
+    assert found.since == datetime.fromisoformat(lineage["window"]["until"])
+    assert len(AFTER) - 2 <= len(found.pairs) <= len(AFTER)
 
 
 def test_an_empty_window_gives_the_model_of_the_first_training_again(
@@ -457,26 +475,47 @@ def ask(client: httpx.Client, rows: Piece, contract: Contract) -> tuple[float, s
     return right / len(instances), versions
 
 
+def in_service(client: httpx.Client, champion: str, challenger: str | None) -> None:
+    """Waits until the service says so."""
+
+    def as_said() -> bool:
+        rollout = client.get("/metadata").json()["rollout"]
+        beside = rollout["challenger"]
+        return (rollout["champion"], beside and beside["model"]) == (champion, challenger)
+
+    wait_for(as_said)
+
+
+def told(stream: Stream) -> list[tuple]:
+    """Version, variant, labelled rows and accuracy, in the order of their first answer."""
+    with opened(readable_place(stream.log.as_uri()), last(timedelta(hours=1))) as records:
+        return records.rows(
+            "SELECT model || ':' || version, variant, count(is_correct), avg(CAST(is_correct AS INT)) "
+            "FROM (FROM joined UNION ALL BY NAME FROM joined_shadows) GROUP BY ALL ORDER BY min(time), variant DESC"
+        )
+
+
 def calls(kept: Path) -> list[Call]:
     return [call for trigger in read_triggers(kept, NAME) for call in trigger.calls]
 
 
-def test_a_service_whose_world_changed_is_watched_retrained_and_better_after_the_promotion(
-    stream: Stream, tmp_path: Path
+def test_a_service_whose_world_changed_is_watched_retrained_proved_and_better_after_the_promotion(
+    stream: Stream, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stale, log = stream.model(), tmp_path / "service.log"
-    settings = {"TABSERVE_LOG_URL": stream.log.as_uri()}
-    kept = tmp_path / "kept"
+    """One process that serves from the beginning to the end."""
+    stale, kept, where = stream.model(), tmp_path / "kept", ["--log-url", stream.log.as_uri(), "--window", "1h"]
     command = [sys.executable, "-m", "monitoring.watch", "--log-url", stream.log.as_uri(), "--port", str(free_port())]
     command += ["--reports", str(kept), "--every", "1s", "--window", "5m", "--no-reports"]
     # Which model, and why, the monitor says in its environment.
-    retrain = [sys.executable, "-m", "tabserve", "retrain", "--log-url", stream.log.as_uri(), "--window", "1h"]
+    retrain = [sys.executable, "-m", "tabserve", "retrain", *where]
     command += ["--retrain-after-labels", "0", "--on-retrain", shlex.join([*retrain, "--original-share", "25"])]
-    with running_service(stream.home, log, **settings) as service, service.client() as client:
+    with running_service(stream.home, tmp_path / "log.txt", TABSERVE_LOG_URL=stream.log.as_uri()) as service:
+        client = service.client()
         good, versions = ask(client, piece(np.zeros(500), seed=6), stale.contract)
         assert (good > 0.75, versions) == (True, {stale.tag})
         gone_stale, _ = ask(client, piece(np.ones(2048), seed=7), stale.contract)
         assert gone_stale < 0.6
+
         with (tmp_path / "said").open("wb") as out:
             monitor = subprocess.Popen(command, cwd=ROOT, env=environment(stream.home), stdout=out, stderr=out)
         try:
@@ -484,30 +523,45 @@ def test_a_service_whose_world_changed_is_watched_retrained_and_better_after_the
         finally:
             monitor.send_signal(signal.SIGTERM)
             monitor.wait(20)
-    (trigger,) = read_triggers(kept, NAME)
-    assert trigger.calls[0].outcome == "succeeded", (tmp_path / "said").read_text()
-    assert trigger.causes == ("quality",)
-    new = metadata_of(NAME)
-    assert new["lineage"]["why"] == trigger.reasons[0]
-    assert new["lineage"]["labels"] == {"predictions_in_window": 2548, "labelled": 2548, "coverage": 1}
-    # A quarter of what it is trained on is of the table; the window is 2548 rows, 510 of them for the test.
-    assert new["lineage"]["rows"] == {"original": (2548 - 510) // 3, "window": 2548, "used": 2548}
-    state = read_rollout(stream.home / "rollout.yaml")
-    assert (state.champion, state.challenger.mode) == (stale.tag, "shadow"), "drift and quality promote nobody"
+        (trigger,) = read_triggers(kept, NAME)
+        assert trigger.calls[0].outcome == "succeeded", (tmp_path / "said").read_text()
+        assert trigger.causes == ("quality",)
+        new = metadata_of(NAME)
+        assert new["lineage"]["why"] == trigger.reasons[0]
+        assert new["lineage"]["labels"] == {"predictions_in_window": 2548, "labelled": 2548, "coverage": 1}
+        # A quarter of what it is trained on is of the table; the window is 2548 rows, 510 of them for the test.
+        assert new["lineage"]["rows"] == {"original": (2548 - 510) // 3, "window": 2548, "used": 2548}
+        challenger = model_store.find(NAME).tag
+        in_service(client, champion=stale.tag, challenger=challenger)
 
-    RolloutState(champion=state.challenger.model).save(stream.home / "rollout.yaml")
-    with running_service(stream.home, log, **settings) as service, service.client() as client:
-        better, versions = ask(client, piece(np.ones(1024), seed=8), stale.contract)
-    assert versions == {state.challenger.model}
-    assert better > gone_stale + 0.2
+        assert cli.main(["promote", challenger, "--needs", "better", *where]) == 3, "no row since it was trained"
+        still_stale, versions = ask(client, piece(np.ones(2048), seed=8), stale.contract)
+        assert versions == {stale.tag}, "drift and quality promote nobody"
+        wait_for(lambda: told(stream)[0][2:3] == (2548 + 2048,))
+        capsys.readouterr()
+        assert cli.main(["promote", challenger, "--needs", "better", *where]) == 0
+        page = capsys.readouterr().out
+        assert page.startswith("BETTER: accuracy 0.")
+        assert f"\n2,048 labelled rows of {stream.log.as_uri()}, from " in page, "and none of the window"
+        in_service(client, champion=challenger, challenger=None)
 
-    with opened(readable_place(stream.log.as_uri()), last(timedelta(hours=1))) as records:
-        told = records.rows(
-            "SELECT version, count(*), avg(CAST(is_correct AS INT)) FROM joined GROUP BY ALL ORDER BY min(time)"
-        )
-    assert [(version, n_rows) for version, n_rows, _ in told] == [
-        (stale.tag.partition(":")[2], 2548),
-        (state.challenger.model.partition(":")[2], 1024),
+        better, versions = ask(client, piece(np.ones(1024), seed=9), stale.contract)
+        client.close()
+    assert versions == {challenger}
+    assert better > max(gone_stale, still_stale) + 0.2
+
+    # The log tells it: who answered, who was asked beside, and who was right.
+    old, of_shadow, promoted = told(stream)
+    assert (old[:3], promoted[:3]) == ((stale.tag, "champion", 4596), (challenger, "champion", 1024))
+    assert promoted[3] == pytest.approx(better)
+    assert of_shadow[:2] == (challenger, "shadow")
+    assert min(of_shadow[3], promoted[3]) > old[3] + 0.15
+    # And the history who decided what.
+    assert [(change.action, change.after.champion) for change in changes.history(stream.home)] == [
+        ("promote", stale.tag),
+        ("shadow", stale.tag),
+        ("promote", challenger),
     ]
-    assert told[1][2] == pytest.approx(better)
-    assert told[1][2] > told[0][2] + 0.15
+    whys = [change.why for change in changes.history(stream.home)]
+    assert whys[1] == trigger.reasons[0]
+    assert whys[2].startswith("asked for better, found better: accuracy 0.")

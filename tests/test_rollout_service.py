@@ -96,7 +96,7 @@ def test_what_cannot_be_used_never_replaces_what_works_and_is_said_once(served: 
     served.mood.write_text("lies")
     for content, sentence in cases.items():
         before = served.metric("tabserve_rollout_refusals_total") or 0
-        served.file.write_text(content)
+        served.write(content)
         wait_for(lambda sentence=sentence: sum(sentence in said for said in served.refusals()) == 2)
 
         assert sentence in served.metadata()["refused"]
@@ -106,7 +106,7 @@ def test_what_cannot_be_used_never_replaces_what_works_and_is_said_once(served: 
         now = httpx.post(f"{served.url}/predict", json={"features": TUTORIAL_ROW}).json()
         assert (now["model_version"], now["probabilities"]) == (first, answer["probabilities"])
 
-    served.file.write_text(f"champion: {first}\nchallenger: {{model: {other}, mode: canary, share: 50}}")
+    served.write(f"champion: {first}\nchallenger: {{model: {other}, mode: canary, share: 50}}")
     wait_for(lambda: sum("only models under one contract" in said for said in served.refusals()) == 2)
     assert served.metadata()["challenger"] is None
     assert {one["model_version"] for one in ask_many(served.url, [{}] * 20)} == {first}
@@ -250,7 +250,7 @@ def test_an_ab_test_gives_each_caller_the_same_version_on_every_worker_and_after
     assert {answer["model_version"] for answer in ask_many(served.url, [{}, {"x-user-id": " "}] * 4)} == {first}
     killed = random.Random(0).choice(sorted(served.in_service()))
     # What is started again serves what the others do, also where the file cannot be used at that moment.
-    served.file.write_text("champion: {")
+    served.write("champion: {")
     wait_for(lambda: served.metric("tabserve_rollout_refused") == 1)
     os.kill(killed, signal.SIGKILL)
     wait_for(lambda: len(served.in_service()) == 2 and killed not in served.in_service())

@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from tabserve.access.callers import PROBES, Caller, counted_address, credential_of, needed_scope
-from tabserve.access.observer import Observer
+from tabserve.access.observer import Observer, Reason
 from tabserve.access.rate_limit import Buckets, RateLimit
 from tabserve.access.reloaded import Reloaded
+from tabserve.access.worker_buckets import WorkerBuckets
 from tabserve.answers import HttpError
 from tabserve.asgi import Scope
 
@@ -29,6 +30,7 @@ class Gate:
         recognize: each kind of key there is; none where nobody needs one.
         reloaded: the files and addresses that they are read from.
         limit: how often each caller may ask; None for as often as he wants.
+        of_workers: the buckets of all workers, where there are several.
         shared: the buckets of all replicas, where they share them.
     """
 
@@ -39,16 +41,17 @@ class Gate:
         recognize: Sequence[Recognize] = (),
         reloaded: Sequence[Reloaded[Any]] = (),
         limit: RateLimit | None = None,
+        of_workers: WorkerBuckets | None = None,
         shared: "SharedBuckets | None" = None,
     ) -> None:
         self._observer = observer
         self._recognize = recognize
         self._reloaded = reloaded
-        self._buckets = Buckets(limit) if limit else None
+        self._buckets = of_workers or (Buckets(limit) if limit else None)
         self._shared = shared
         self.is_shared = shared is not None
         self.needs_keys = bool(recognize)
-        self.has_limit = limit is not None
+        self.has_limit = self._buckets is not None
 
     def start(self) -> None:
         """Looks after the files and addresses of keys, in threads of this process."""
@@ -113,7 +116,7 @@ class Gate:
             )
         return None
 
-    def _unknown(self, reason: str) -> HttpError:
+    def _unknown(self, reason: Reason) -> HttpError:
         """Says the same to all of whom nothing is known: a difference would be a hint."""
         self._observer.access_refused(reason)
         return HttpError(

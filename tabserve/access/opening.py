@@ -1,6 +1,7 @@
 """What the settings ask for: checked in the parent, where the service starts, and opened in each worker."""
 
 import ipaddress
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -8,14 +9,17 @@ from urllib.parse import urlsplit
 from tabserve.access.api_keys import KeyRing
 from tabserve.access.callers import Caller
 from tabserve.access.gate import Gate, Recognize
-from tabserve.access.observer import Observer
+from tabserve.access.observer import Observer, Reason
 from tabserve.access.rate_limit import RateLimit
 from tabserve.access.reloaded import FileSource, Reloaded, UnusableError, UrlSource
+from tabserve.access.worker_buckets import WorkerBuckets
 from tabserve.settings import BadSettingError, Settings
 
 if TYPE_CHECKING:
     from tabserve.access.bearer_tokens import BearerTokens, VerifyingKeys
     from tabserve.access.shared_rate_limit import SharedBuckets
+
+logger = logging.getLogger(__name__)
 
 _REDIS_SCHEMES = ("redis", "rediss", "unix")
 
@@ -23,7 +27,7 @@ _REDIS_SCHEMES = ("redis", "rediss", "unix")
 class NobodyCounts:
     """The observer of a parent, which only looks whether there is anything to be used."""
 
-    def access_refused(self, reason: str) -> None: ...
+    def access_refused(self, reason: Reason) -> None: ...
 
     def file_is_stale(self, source: str, *, is_stale: bool) -> None: ...
 
@@ -36,7 +40,7 @@ def check_access(settings: Settings, host: str) -> None:
     Raises:
         BadSettingError: where not; says what to do.
     """
-    has_keys = settings.api_keys_file is not None or settings.jwks is not None
+    has_keys = _has_keys(settings)
     if has_keys and settings.anonymous:
         raise BadSettingError(
             "TABSERVE_ANONYMOUS answers everybody, and there are keys (TABSERVE_API_KEYS_FILE or TABSERVE_JWKS): "
@@ -51,8 +55,23 @@ def check_access(settings: Settings, host: str) -> None:
     open_gate(settings, NobodyCounts())
 
 
-def open_gate(settings: Settings, observer: Observer) -> Gate | None:
+def say_who_may_ask(settings: Settings, host: str) -> None:
+    """A line in the log, and a warning where nothing bounds how often."""
+    if _has_keys(settings):
+        logger.info("it answers who shows a key or a token, on %s", host)
+    elif settings.anonymous:
+        logger.info("it answers everybody who reaches %s: TABSERVE_ANONYMOUS is true", host)
+    else:
+        logger.info("it answers this machine alone, on %s: there are no keys", host)
+    if settings.rate_limit is None and not _is_loopback(host):
+        logger.warning("anybody may ask as often as he wants, on %s: TABSERVE_RATE_LIMIT is not set", host)
+
+
+def open_gate(settings: Settings, observer: Observer, buckets: Path | None = None) -> Gate | None:
     """The gate, to be started in the process that serves; None where everybody may come in as often as he wants.
+
+    Args:
+        buckets: the file of all workers' buckets; where there is none each worker has its own.
 
     Raises:
         BadSettingError: where something cannot be used.
@@ -68,9 +87,15 @@ def open_gate(settings: Settings, observer: Observer) -> Gate | None:
         recognize.append(tokens.caller)
         reloaded.append(issuers)
     shared = _shared(settings.rate_limit_url, settings.rate_limit, observer)
-    if not recognize and settings.rate_limit is None:
+    limit = settings.rate_limit
+    if not recognize and limit is None:
         return None
-    return Gate(observer, recognize=recognize, reloaded=reloaded, limit=settings.rate_limit, shared=shared)
+    of_workers = WorkerBuckets(buckets, limit) if limit and buckets and buckets.exists() else None
+    return Gate(observer, recognize=recognize, reloaded=reloaded, limit=limit, of_workers=of_workers, shared=shared)
+
+
+def _has_keys(settings: Settings) -> bool:
+    return settings.api_keys_file is not None or settings.jwks is not None
 
 
 def _is_loopback(host: str) -> bool:

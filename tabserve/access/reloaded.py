@@ -163,6 +163,7 @@ class Reloaded(Generic[T]):
         try:
             return self._parse(content)
         except ValueError as error:
+            self._source.ask()
             raise UnusableError(str(error)) from error
 
     def _set_stale(self, *, is_stale: bool) -> None:

@@ -90,7 +90,7 @@ class SharedBuckets:
             self._ask_from = time.monotonic() + RETRY_SECONDS
             if not self._is_away:
                 self._is_away = True
-                logger.error("Redis cannot be asked (%s): each worker limits by itself", type(error).__name__)
+                logger.error("Redis cannot be asked (%s): each replica limits by itself", type(error).__name__)
             return [0.0] * len(buckets)
         if self._is_away:
             self._is_away = False

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 from tabserve.commands import Commands, Options, add_command, add_log_url, log_url_of, say
 from tabserve.commands.compare_models import ends_with_two
 from tabserve.history.records import readable_place
-from tabserve.history.window import BadQuestionError, last, length_of
+from tabserve.history.window import BadQuestionError, Window, last, length_of
 
 if TYPE_CHECKING:
     from tabserve.lifecycle import experiment
 
-LOOKED_BACK = "180d"  # for the first row of a test; nobody lets one run for half a year
+LOOKED_BACK = "180d"  # for the rows of a test that the history does not know; nobody lets one run for half a year
 
 
 def add_ab_result_command(commands: Commands) -> None:
@@ -48,7 +48,7 @@ def ab_result(options: Options) -> int:
     from tabserve.lifecycle.experiment_plan import planned
     from tabserve.lifecycle.experiment_text import text_of
 
-    test = _test(options)
+    test, window = _test(options)
     try:
         stored = model_store.find(test.control)
         contract = Contract.load(stored.directory / model_store.CONTRACT_FILE)
@@ -58,30 +58,40 @@ def ab_result(options: Options) -> int:
     plan = planned(
         model_store.home(), test.name, outcome=options.outcome, horizon=options.horizon, detect=options.detect
     )
-    found = experiment.find(test, plan, contract, place, last(length_of(LOOKED_BACK)))
+    found = experiment.find(test, plan, contract, place, window)
     say(text_of(found))
     return {"better": 0, "not worse": 0, "worse": 1, "inconclusive": 3}[found.verdict]
 
 
-def _test(options: Options) -> "experiment.AbTest":
+def _test(options: Options) -> "tuple[experiment.AbTest, Window]":
+    """Which test is meant, and the time in which its rows are."""
     from tabserve import model_store
-    from tabserve.lifecycle import experiment
-    from tabserve.rollout_state import ROLLOUT_FILE, BadRolloutError, read_rollout
+    from tabserve.lifecycle import changes, experiment
+    from tabserve.rollout_state import ROLLOUT_FILE, BadRolloutError, Challenger, read_rollout
 
-    if options.control and options.challenger and options.share:
-        return experiment.AbTest(options.control, options.challenger, options.share, options.by)
-    if options.control or options.challenger or options.share or options.by:
-        raise BadQuestionError("of a test that is over say all: --control, --challenger, --share and, if sticky, --by")
+    said = options.control, options.challenger, options.share, options.by
+    if any(said) and not all(said):
+        raise BadQuestionError("of a test that is over say all: --control, --challenger, --share and --by")
+    home, champion, challenger = model_store.home(), options.control, None
     try:
-        state = read_rollout(model_store.home() / ROLLOUT_FILE)
+        if all(said):
+            challenger = Challenger.of(options.challenger, "ab", options.share, options.by)
+        elif state := read_rollout(home / ROLLOUT_FILE):
+            champion, challenger = state.champion, state.challenger
+        if challenger is None or challenger.mode != "ab":
+            raise BadQuestionError(
+                "no A/B test runs by rollout.yaml: start one with `tabserve ab`, or say of one that is over --control, "
+                "--challenger, --share and --by"
+            )
+        stood = changes.stood(changes.happened(home), champion, challenger)
     except BadRolloutError as error:
         raise BadQuestionError(str(error)) from error
-    if state is None or state.challenger is None or state.challenger.mode != "ab":
-        raise BadQuestionError(
-            "no A/B test runs by rollout.yaml: start one with `tabserve ab`, or say of one that is over --control, "
-            "--challenger, --share and --by"
-        )
-    return experiment.AbTest(state.champion, state.challenger.model, state.challenger.share, state.challenger.by)
+    window = last(length_of(LOOKED_BACK))
+    if stood is not None:
+        window = Window(stood[0], stood[1] or window.until)
+    return experiment.AbTest(
+        champion, challenger.model, challenger.share, challenger.by, *(stood or (None, None))
+    ), window
 
 
 def _percent(text: str) -> float:

@@ -16,6 +16,7 @@ from tabserve.rollout_state import ROLLOUT_FILE, BadRolloutError, read_rollout
 from tabserve.settings import Settings
 
 if TYPE_CHECKING:
+    from tabserve.lifecycle.comparison import Verdict
     from tabserve.model_store import StoredModel
 
 logger = logging.getLogger("tabserve.cli")
@@ -98,14 +99,27 @@ def retrain(options: Options) -> int:
     except retraining.NotNowError as error:
         logger.error("nothing was trained: %s", error)
         return NOT_NOW
-    say(*retraining.compared(done, model.tag))
+    found = retraining.judged(done)
+    say(*retraining.compared(done, model.tag), f"{found.verdict.upper()}: {found.because}")
     if not options.no_challenger:
         why = os.environ.get(REASONS_VARIABLE, "") or "retrained by hand"
         say(offer_as_shadow(model_store.home(), done.tag, model.tag, why))
     elif not rollout.exists():
         logger.warning("no rollout.yaml names a champion: a service that starts now serves the newest, %s", done.tag)
-    say(done.tag)
+    say(f"next: {_next(found.verdict, done.tag, options)}", done.tag)
     return 0
+
+
+def _next(verdict: "Verdict", tag: str, options: Options) -> str:
+    """What to type."""
+    from tabserve.lifecycle.comparison import LEAST_ROWS
+
+    where = f" --log-url {options.log_url}" if options.log_url else ""
+    if verdict == "better":
+        return f"tabserve promote {tag} --why TEXT"
+    if verdict == "worse":
+        return "tabserve stop, where it is the shadow: it is not worth more traffic"
+    return f"tabserve promote {tag} --needs better{where}, when {LEAST_ROWS:,} predictions from now on have labels"
 
 
 def _window(options: Options) -> Window:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from tabserve.commands import Commands, Options, add_command, add_log_url, log_url_of, over_with_ctrl_c, say
+from tabserve.commands.evaluate import NEEDS, add_rows, compared
 from tabserve.history.records import readable_place
 from tabserve.history.window import BadQuestionError, length_of
-from tabserve.rollout_state import HEADER, BadRolloutError, Challenger, Mode, RolloutState
+from tabserve.rollout_state import HEADER, Challenger, Mode, RolloutState
 
 if TYPE_CHECKING:
     from tabserve.lifecycle.canary_watch import Counts, Look
@@ -47,10 +48,15 @@ def _add_changes(commands: Commands) -> None:
     up.add_argument(
         "--allow-contract-change", action="store_true", help="although it breaks callers, who have been told"
     )
+    up.add_argument("--why", metavar="TEXT", help="a sentence for the history; needed without --needs")
+    judged = up.add_argument_group(
+        "only where it is shown to be good, as `tabserve evaluate` does. Exit codes: 0 promoted; 1 worse; 3 not shown"
+    )
+    judged.add_argument("--needs", choices=NEEDS, help="than the champion, on the same labelled rows")
+    add_rows(judged)
     down = add_command(commands, "rollback", rollback, "Go back to the champion before")
     halt = add_command(commands, "pause", pause, "Have no model answer: 503, with the reason")
-    for command in (up, halt):
-        command.add_argument("--why", required=True, metavar="TEXT", help="a sentence for the history")
+    halt.add_argument("--why", required=True, metavar="TEXT", help="a sentence for the history")
     down.add_argument("--why", default="rolled back by hand", metavar="TEXT", help="a sentence for the history")
     for name, run, text in (
         ("stop", stop, "End the challenger: the champion answers alone"),
@@ -124,10 +130,22 @@ def _shown(state: RolloutState) -> str:
 
 
 def promote(options: Options) -> int:
+    if options.needs is None and options.why is None:
+        raise BadQuestionError("say why, for the history: --why TEXT; or have it proved: --needs better")
     with _refusals_named() as home:
         from tabserve.lifecycle import changes
 
-        state = changes.promote(home, options.tag, options.why, allow_contract_change=options.allow_contract_change)
+        why, champion = options.why, None
+        if options.needs is not None:
+            champion = changes.current(home).champion
+            _, decision = compared(options, options.tag, champion, options.needs)
+            if not decision.is_met:
+                logger.warning("%s stays", champion)
+                return decision.exit_code
+            why = f"{why}; {decision}" if why else str(decision)
+        state = changes.promote(
+            home, options.tag, why, allow_contract_change=options.allow_contract_change, only_from=champion
+        )
     return _done(state)
 
 
@@ -182,14 +200,7 @@ def _challenge(options: Options, mode: Mode, by: str | None) -> int:
         from tabserve.lifecycle import changes
 
         why = options.why or f"{mode} by hand"
-        return _done(changes.challenge(home, _challenger(options.tag, mode, options.share, by), why))
-
-
-def _challenger(tag: str, mode: Mode, share: float, by: str | None) -> Challenger:
-    try:
-        return Challenger(model=tag, mode=mode, share=share, by=by)
-    except ValueError as error:
-        raise BadRolloutError(f"expected name:version and a share above 0, at most 100: {error}") from error
+        return _done(changes.challenge(home, Challenger.of(options.tag, mode, options.share, by), why))
 
 
 def _done(state: RolloutState) -> int:
@@ -205,7 +216,7 @@ def _watch(options: Options) -> int:
         from tabserve.lifecycle.canary_judge import Limits
         from tabserve.lifecycle.canary_watch import Plan, watch
 
-        _challenger(options.tag, "canary", options.steps[0], options.by)
+        Challenger.of(options.tag, "canary", options.steps[0], options.by)  # before anybody is asked
         limits = Limits(error_share=options.max_errors / 100, p99_seconds=options.max_p99 / 1000)
         plan = Plan(options.tag, options.steps, options.every, options.by, limits)
         ended = watch(home, plan, _look(options, home), over_with_ctrl_c())

@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -106,11 +107,13 @@ def promote(
     allow_contract_change: bool = False,
     action: str = "promote",
     only_beside: Challenger | None = None,
+    only_from: str | None = None,
 ) -> RolloutState:
     """Makes a version champion. A challenger beside the old one ends with it.
 
     Args:
         only_beside: does so only while this challenger is as it was.
+        only_from: does so only where this version is champion.
 
     Raises:
         BadRolloutError: where it is champion already, or its contract would break callers and that is not allowed.
@@ -124,6 +127,7 @@ def promote(
             return RolloutState(champion=tag)
         if state.champion == tag:
             raise BadRolloutError(f"{tag} is champion already")
+        _check_from(state, only_from)
         _check_beside(state, only_beside)
         faults = breaking_changes(_contract(model_store.find(state.champion)), _contract(model))
         if faults and not allow_contract_change:
@@ -151,8 +155,7 @@ def rollback(home: Path, why: str, *, key: str | None = None, only_from: str | N
     def to(state: RolloutState | None) -> RolloutState:
         if state is None:
             raise BadRolloutError("no version was promoted yet, there is none to go back to")
-        if only_from is not None and state.champion != only_from:
-            raise BadRolloutError(f"{only_from} is not champion any more, {state.champion} is")
+        _check_from(state, only_from)
         changes = happened(home)
         if key is not None and any(change.key == key for change in changes):
             raise BadRolloutError("that was gone back from already")
@@ -264,6 +267,24 @@ def champions_before(changes: list[Change]) -> list[str]:
     return before
 
 
+def stood(done: list[Change], champion: str, challenger: Challenger) -> tuple[datetime, datetime | None] | None:
+    """From when to when a challenger was last just so beside a champion: until None while it still is, and None at all
+    where it never was.
+
+    Args:
+        done: changes that happened.
+    """
+    found: tuple[datetime, datetime | None] | None = None
+    for change in done:
+        is_there = (change.after.champion, change.after.challenger) == (champion, challenger)
+        is_open = found is not None and found[1] is None
+        if is_there and not is_open:
+            found = datetime.fromisoformat(change.time), None
+        elif found is not None and is_open and not is_there:
+            found = found[0], datetime.fromisoformat(change.time)
+    return found
+
+
 def _change(
     home: Path, action: str, to: Callable[[RolloutState | None], RolloutState], why: str, key: str | None = None
 ) -> RolloutState:
@@ -306,6 +327,11 @@ def _said(state: RolloutState) -> dict[str, Any]:
 
 def _log(home: Path) -> ChainedLog:
     return ChainedLog(home / HISTORY_FILE)
+
+
+def _check_from(state: RolloutState, expected: str | None) -> None:
+    if expected is not None and state.champion != expected:
+        raise BadRolloutError(f"{expected} is not champion any more, {state.champion} is")
 
 
 def _check_beside(state: RolloutState | None, expected: Challenger | None) -> None:

@@ -23,6 +23,7 @@ from tabserve.lifecycle.effects import ALPHA, MARGIN
 from tabserve.lifecycle.experiment_plan import Outcome, Plan
 from tabserve.lifecycle.logged_rows import FEATURE
 from tabserve.prediction_log.places import Place
+from tabserve.rollout_state import HEADER
 
 POWER = 0.80
 FEWEST_UNITS = 200  # of an arm with an outcome: of fewer the normal distribution is not that of a mean
@@ -43,10 +44,16 @@ class AbTest:
     """Percent of the keys that the challenger answers."""
     by: str | None
     """What the choice is sticky by: a feature, or `header:<name>`, which the log does not have."""
+    since: datetime | None = None
+    """When it began, by the deployment history; None where that does not know it. An earlier test of the same versions
+    dealt the keys anew, or is over: its rows are none of these."""
+    until: datetime | None = None
+    """When it was ended; None while it runs."""
 
     @property
     def name(self) -> str:
-        return f"{self.challenger} against {self.control}"
+        began = f" since {self.since:%Y-%m-%d %H:%M:%S}" if self.since else ""
+        return f"{self.challenger} against {self.control}{began}"
 
 
 @dataclass(frozen=True)
@@ -188,6 +195,8 @@ def _missing(found: Experiment, now: datetime) -> str | None:
     if found.plan.horizon:
         left = found.since + length_of(found.plan.horizon) - now
         if left > timedelta():
+            if found.test.until is not None:
+                return f"it was ended {_days(left)} before its horizon of {found.plan.horizon}"
             return f"{_days(left)} of {found.plan.horizon} are left"
     few = [
         f"the {name} has {arm.n_with_outcome:,}"
@@ -227,6 +236,8 @@ def _verdict(found: Experiment) -> tuple[Verdict, str]:
         f"{found.control.mean:.4g} → {found.challenger.mean:.4g}, {gap:+.4g} "
         f"(95 % interval {gap - half:+.4g} to {gap + half:+.4g}, p = {p_value:.2g})"
     )
+    if found.key is None and found.test.by is not None:
+        said += f", if no {found.test.by.removeprefix(HEADER)} has many of the rows"
     if p_value <= ALPHA:
         return ("better" if gap > 0 else "worse"), said
     if gap - _NORMAL.inv_cdf(1 - ALPHA) * error > -margin:

@@ -21,7 +21,9 @@ from tabserve.contract import Contract
 from tabserve.engine import Scores, load_pipeline
 from tabserve.history.records import opened
 from tabserve.history.window import Which, Window
+from tabserve.lifecycle.comparison import Comparison, compare
 from tabserve.lifecycle.labelled_rows import Counts, LabelledRows, WindowRows, check_features
+from tabserve.lifecycle.pairs import Pairs
 from tabserve.lifecycle.training_rows import Known, original_table, with_window
 from tabserve.model_store import StoredModel
 from tabserve.prediction_log.places import Place
@@ -125,6 +127,12 @@ def compared(retrained: Retrained, tag_before: str) -> list[str]:
     for name, value in before.items():
         lines.append(f"{name:<{width}}  {_shown(value):<{len(tag_before)}}  {_shown(after[name])}")
     return lines
+
+
+def judged(retrained: Retrained) -> Comparison:
+    """The verdict on the new version from the test rows, on which neither was trained; groups of rows are not seen."""
+    target = retrained.target
+    return compare(Pairs(retrained.contract.task, target, retrained.before, retrained.after, np.ones(len(target))))
 
 
 def _shown(value: float | None) -> str:

@@ -9,15 +9,18 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import BUILT_IN, CUSTOMERS, ROOT, SPEND, TrainedModels, home_in_use
 
 from deploy.copies import copies
 from loadtest.processes import find_program
-from monitoring import drift, quality
-from tabserve import cli
+from monitoring import commands, drift, quality
+from tabserve import cli, model_store
+from tabserve.access.rate_limit import RateLimit
+from tabserve.commands.retrain import NOT_GOOD_ENOUGH, NOT_NOW
 from tabserve.http_api import FrontDoor
 from tabserve.prediction_log import NoPredictionLog
 from tabserve.rollout import Rollout
+from tabserve.rollout_state import ROLLOUT_FILE, RolloutState
 from tabserve.settings import SETTINGS, Settings
 from tabserve.telemetry import Telemetry
 
@@ -27,7 +30,9 @@ pytestmark = pytest.mark.deploy
 
 VERSION = "1.34"  # of Kubernetes: preStop's `sleep` is there for everybody since
 RENDERED = {folder.name: folder for folder in [*sorted((KUBERNETES / "overlays").iterdir()), KUBERNETES / "loadtest"]}
-PRODUCTION = ("production", "canary", "blue-green")
+PRODUCTION = ("production", "canary", "blue-green", "rollout")
+
+ANSWERS = {commands.ALARM, commands.TOO_FEW, NOT_GOOD_ENOUGH, NOT_NOW}  # exit codes that another attempt gives again
 
 Manifest = dict[str, Any]
 
@@ -70,8 +75,12 @@ def pods(manifests: list[Manifest]) -> Iterator[tuple[str, Manifest]]:
 
 def containers(manifests: list[Manifest]) -> Iterator[tuple[str, Manifest]]:
     for name, template in pods(manifests):
-        for container in template["spec"]["containers"]:
+        for container in containers_of(template):
             yield name, container
+
+
+def containers_of(template: Manifest) -> list[Manifest]:
+    return [*template["spec"]["containers"], *template["spec"].get("initContainers", [])]
 
 
 def volumes(manifests: list[Manifest]) -> Iterator[Manifest]:
@@ -257,6 +266,8 @@ def test_every_secret_that_somebody_names_is_there_with_its_key(manifests: list[
 def test_every_volume_and_account_that_a_pod_names_is_there(manifests: list[Manifest]) -> None:
     there = {(one["kind"], one["metadata"]["name"]) for one in manifests}
     for _, template in pods(manifests):
+        mounted = {mount["name"] for container in containers_of(template) for mount in container["volumeMounts"]}
+        assert mounted == {volume["name"] for volume in template["spec"]["volumes"]}
         account = template["spec"].get("serviceAccountName")
         assert account is None or ("ServiceAccount", account) in there
     for volume in volumes(manifests):
@@ -276,7 +287,7 @@ def test_no_pod_is_root_writes_to_its_root_or_keeps_a_capability(manifests: list
         assert spec["securityContext"]["runAsNonRoot"] is True
         assert spec["securityContext"]["runAsUser"] == 1001
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-        for container in spec["containers"]:
+        for container in containers_of(template):
             assert container["securityContext"]["readOnlyRootFilesystem"] is True
             assert container["securityContext"]["allowPrivilegeEscalation"] is False
             assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
@@ -302,14 +313,10 @@ def test_images_have_a_version_that_is_not_latest(manifests: list[Manifest]) -> 
 @pytest.mark.needs_program("kubectl")
 def test_what_the_service_writes_has_a_place(manifests: list[Manifest]) -> None:
     for _, template in pods(manifests):
-        writable = {
-            mount["mountPath"]
-            for container in template["spec"]["containers"]
-            for mount in container["volumeMounts"]
-            if not mount.get("readOnly")
-        }
-        assert "/tmp" in writable  # in the container
-        for container in template["spec"]["containers"]:
+        for container in containers_of(template):
+            mounts = container["volumeMounts"]
+            writable = {mount["mountPath"] for mount in mounts if not mount.get("readOnly")}
+            assert "/tmp" in writable  # in the container
             for variable in container.get("env", []):
                 if variable["name"] in ("BENTOML_HOME", "HOME"):
                     assert any(variable["value"].startswith(path) for path in writable)
@@ -321,7 +328,7 @@ def test_a_pod_has_time_to_answer_what_it_took(manifests: list[Manifest]) -> Non
         spec = deployment["spec"]["template"]["spec"]
         (container,) = spec["containers"]
         waits = container["lifecycle"]["preStop"]["sleep"]["seconds"]
-        (volume,) = [volume for volume in spec["volumes"] if "configMap" in volume]
+        (volume,) = [volume for volume in spec["volumes"] if volume["name"] == "config"]
         (config,) = [one for one in manifests if one["metadata"]["name"] == volume["configMap"]["name"]]
         longest = yaml.safe_load(config["data"]["configuration.yaml"])["services"]["tabserve"]["traffic"]["timeout"]
         assert spec["terminationGracePeriodSeconds"] >= waits + longest + 5
@@ -348,6 +355,79 @@ def test_keys_and_the_rate_limit_are_on_in_production(rendered: dict[str, Path],
         assert "valueFrom" in environment["TABSERVE_LOG_URL"]
 
 
+# --- the network
+
+
+def admits(policy: Manifest, direction: str, peer: dict[str, str], port: str | int, protocol: str = "TCP") -> bool:
+    """Whether a policy lets pods of such labels (`namespace` is where they are, a name) through at a port.
+
+    A rule without peers is for everybody, one without ports for all of them.
+    """
+    who = {"ingress": "from", "egress": "to"}[direction]
+    in_namespace = {"kubernetes.io/metadata.name": peer.get("namespace", "")}
+    for rule in policy["spec"].get(direction, []):
+        is_peer = who not in rule or any(
+            matches(one["namespaceSelector"]["matchLabels"], in_namespace)
+            if "namespaceSelector" in one
+            else matches(one["podSelector"]["matchLabels"], peer)
+            for one in rule[who]
+        )
+        is_port = "ports" not in rule or any(
+            (one["port"], one["protocol"]) == (port, protocol) for one in rule["ports"]
+        )
+        if is_peer and is_port:
+            return True
+    return False
+
+
+SERVICE, JOBS, LOADTEST = ({"app.kubernetes.io/name": f"tabserve{part}"} for part in ("", "-jobs", "-loadtest"))
+DNS, MONITORING, GATEWAY = ({"namespace": name} for name in ("kube-system", "monitoring", "gateway"))
+ELSEWHERE = {"namespace": "another"}
+BUCKET, POSTGRESQL, REDIS, TRACES, PUSHGATEWAY = 443, 5432, 6379, 4318, 9091  # what their addresses say by default
+
+
+@pytest.mark.needs_program("kubectl")
+def test_the_network_lets_through_what_is_needed_and_nothing_else(rendered: dict[str, Path]) -> None:
+    policies = {}
+    for name in ("production", "loadtest"):
+        for policy in of_kind(list(yaml.safe_load_all(rendered[name].read_text())), "NetworkPolicy"):
+            assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+            policies[policy["metadata"]["name"]] = policy
+    service, jobs, loadtest = (policies[f"tabserve{part}"] for part in ("", "-jobs", "-loadtest"))
+
+    for peer in (GATEWAY, MONITORING, LOADTEST):
+        assert admits(service, "ingress", peer, "http")
+    assert not any(admits(service, "ingress", peer, "http") for peer in (ELSEWHERE, JOBS))
+    assert not admits(service, "ingress", GATEWAY, 22)
+    for port in (BUCKET, POSTGRESQL, REDIS, TRACES):
+        assert admits(service, "egress", ELSEWHERE, port)
+    assert not admits(service, "egress", ELSEWHERE, 25)
+    for policy in (service, jobs, loadtest):
+        assert all(admits(policy, "egress", DNS, 53, protocol) for protocol in ("TCP", "UDP"))
+    assert not jobs["spec"].get("ingress")
+    assert admits(jobs, "egress", MONITORING, PUSHGATEWAY)
+    assert all(admits(jobs, "egress", ELSEWHERE, port) for port in (BUCKET, POSTGRESQL))
+    assert admits(loadtest, "egress", SERVICE, 3000)
+    assert admits(loadtest, "egress", LOADTEST, 5557)
+    assert admits(loadtest, "ingress", LOADTEST, "locust")
+    assert not admits(loadtest, "egress", ELSEWHERE, BUCKET)
+
+
+@pytest.mark.needs_program("kubectl")
+def test_prometheus_finds_every_service_by_a_port_that_it_names(manifests: list[Manifest]) -> None:
+    for monitor in of_kind(manifests, "ServiceMonitor"):
+        services = of_kind(manifests, "Service")
+        found = [
+            one for one in services if matches(monitor["spec"]["selector"]["matchLabels"], one["metadata"]["labels"])
+        ]
+        assert found == services
+        for endpoint in monitor["spec"]["endpoints"]:
+            assert all(endpoint["port"] in [port["name"] for port in one["spec"]["ports"]] for one in found)
+
+
+# --- jobs, load tests
+
+
 @pytest.mark.needs_program("kubectl")
 def test_jobs_run_commands_that_are_there_one_at_a_time_and_not_for_ever(rendered: dict[str, Path]) -> None:
     manifests = list(yaml.safe_load_all(rendered["production"].read_text()))
@@ -363,6 +443,82 @@ def test_jobs_run_commands_that_are_there_one_at_a_time_and_not_for_ever(rendere
         python, module, name, *arguments = container["args"]
         assert (python, module) == ("python", "-m")
         parsers[name]().parse_args(arguments)
+        (policy,) = spec["podFailurePolicy"]["rules"]
+        assert policy["onExitCodes"]["containerName"] == container["name"]
+        assert set(policy["onExitCodes"]["values"]) == ANSWERS
+
+
+@pytest.mark.needs_program("kubectl")
+def test_a_job_first_has_the_models_of_the_image_each_whole_and_once(
+    rendered: dict[str, Path], models: TrainedModels, tmp_path: Path
+) -> None:
+    manifests = list(yaml.safe_load_all(rendered["production"].read_text()))
+    jobs = [container for _, template in pods(of_kind(manifests, "CronJob")) for container in containers_of(template)]
+    (command,) = {tuple(container["command"]) for container in jobs if container["name"] == "models"}
+    assert command == ("sh", "/scripts/copy-models.sh", "/home/bentoml/bento/models", "/models")
+    (script,) = {
+        one["data"]["copy-models.sh"] for one in manifests if "tabserve-job-scripts" in one["metadata"]["name"]
+    }
+    home = tmp_path / "home"
+    half = home / ".copied" / "half"  # of a run that was ended in between
+    half.mkdir(parents=True)
+
+    def copied() -> list[Path]:
+        command = ["sh", "-c", script, "sh", str(models.home / "models"), str(home)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return sorted(home.glob("models/*/*/"))
+
+    assert [path.parent.name for path in copied()] == sorted([BUILT_IN, CUSTOMERS, SPEND])
+    with home_in_use(home):
+        for name in (BUILT_IN, CUSTOMERS, SPEND):
+            model_store.verify(model_store.find(models.tag(name)))
+    before = {path: path.stat().st_mtime_ns for path in home.rglob("*")}
+    copied()
+    assert {path: path.stat().st_mtime_ns for path in home.rglob("*")} == before
+
+
+@pytest.mark.needs_program("kubectl")
+def test_a_load_test_waits_for_all_its_workers_and_may_ask_as_often_as_it_does(rendered: dict[str, Path]) -> None:
+    manifests = list(yaml.safe_load_all(rendered["loadtest"].read_text()))
+    ((_, master),) = [(name, one["args"]) for name, one in containers(manifests) if "--master" in one["args"]]
+    told = dict(option.removeprefix("--").partition("=")[::2] for option in master)
+    (workers,) = [job["spec"] for job in of_kind(manifests, "Job") if "parallelism" in job["spec"]]
+    assert int(told["expect-workers"]) == workers["parallelism"] == workers["completions"]
+    (service,) = of_kind(list(yaml.safe_load_all(rendered["staging"].read_text())), "Deployment")
+    (container,) = service["spec"]["template"]["spec"]["containers"]
+    (text,) = [one["value"] for one in container["env"] if one["name"] == "TABSERVE_RATE_LIMIT"]
+    limit = RateLimit.parse(text)
+    assert limit.requests / limit.seconds > float(told["arrival-rate"]) * 1.5, "arrivals come by chance"
+
+
+# --- models on a volume
+
+
+@pytest.mark.needs_program("kubectl")
+def test_the_rollout_file_is_one_that_the_service_reads_from_where_it_looks(rendered: dict[str, Path]) -> None:
+    manifests = list(yaml.safe_load_all(rendered["rollout"].read_text()))
+    (deployment,) = of_kind(manifests, "Deployment")
+    spec = deployment["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    (home,) = [one["value"] for one in container["env"] if one["name"] == "BENTOML_HOME"]
+    mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in spec["volumes"]}
+    mounted = mounts[f"{home}/{ROLLOUT_FILE}"]
+    (config,) = [
+        one for one in manifests if one["metadata"]["name"] == volumes[mounted["name"]].get("configMap", {}).get("name")
+    ]
+
+    RolloutState.parse(config["data"][mounted["subPath"]])
+    assert "emptyDir" in volumes[mounts[home]["name"]]
+    assert mounts[f"{home}/models"]["readOnly"] is True
+    assert "TABSERVE_MODEL" not in [one["name"] for one in container["env"]], "it would win over the file"
+    assert container["args"][:2] == ["bentoml", "serve"]
+    assert (ROOT / f"{container['args'][2].partition(':')[0]}.py").exists()
+    claims = [
+        one for one in of_kind(manifests, "PersistentVolumeClaim") if one["spec"]["accessModes"] == ["ReadWriteMany"]
+    ]
+    assert [one["metadata"]["name"] for one in claims] == ["tabserve-models"]
 
 
 def test_what_kustomize_has_copies_of_is_up_to_date() -> None:
