@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from secrets import token_hex
 
 import httpx
 import numpy as np
@@ -54,8 +55,10 @@ def containers() -> Iterator[Containers]:
 
 
 @pytest.fixture(scope="session")
-def image(containers: Containers, models: TrainedModels) -> str:
-    return containers.build(models.home)
+def image(containers: Containers, models: TrainedModels) -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PLANTED_TOKEN", token_hex())  # what a builder's environment has, and no image may
+        yield containers.build(models.home)
 
 
 @pytest.fixture(scope="session")
@@ -329,6 +332,7 @@ def test_no_layer_holds_a_secret_an_address_of_a_package_index_or_what_building_
         if re.search(r"TOKEN|SECRET|PASSWORD|_KEY$", name) and len(value) >= 8 and not value.startswith("/")
     }
     needles = {*secrets, *index_addresses()}
+    assert os.environ["PLANTED_TOKEN"].encode() in needles
     manifest, folder = containers.layers(image)
     for layer in manifest["layers"]:
         content = gzip.decompress((folder / layer["digest"].removeprefix("sha256:")).read_bytes())
