@@ -14,7 +14,7 @@ import pytest
 import yaml
 from access_parts import add_key
 from alert_programs import program
-from conftest import BUILT_IN, ROOT, Service, TrainedModels, free_port, running_service, wait_for
+from conftest import BUILT_IN, ROOT, Service, TrainedModels, environment, free_port, running_service, wait_for
 from locusts import finish, ports, start
 from rollouts import JSON, ONE_ROW
 from test_compose import nginx_of
@@ -168,6 +168,33 @@ def test_the_load_test_of_the_cluster_shows_its_key_and_says_what_is_missing_wit
     assert without.code == empty.code == 2
     assert "refuses us: GET /metadata gave 401; it wants --api-key-file" in without.log
     assert "has to hold one line, the key" in empty.log
+
+
+def test_the_steps_of_a_release_ask_a_service_and_end_as_it_answers(
+    production: Production, models: TrainedModels, tmp_path: Path
+) -> None:
+    """Smoke and load, with as much as a caller may ask here."""
+
+    def step(name: str, model: str) -> subprocess.CompletedProcess[str]:
+        here = {"URL": production.service.url, "API_KEY": (production.keys / "predict").read_text(), "MODEL": model}
+        shorter = {"ARRIVAL_RATE": "5", "DURATION_FACTOR": "0.01", "RESULTS": str(tmp_path / "results")}
+        variables = environment(models.home, **here, **shorter, TMPDIR=str(tmp_path))
+        command = [str(ROOT / "deploy" / "release.sh"), name]
+        return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120)
+
+    passed, other, loaded = (
+        step("smoke", models.tag(BUILT_IN)),
+        step("smoke", "a:1.0.0-aaaaaa"),
+        step("load", models.tag(BUILT_IN)),
+    )
+
+    assert passed.returncode == 0, passed.stdout + passed.stderr
+    assert other.returncode == 1
+    assert "the version is the one that was deployed: expected a:1.0.0-aaaaaa" in other.stdout
+    assert loaded.returncode == 0, loaded.stderr
+    assert "SLO met: errors were 0 %" in loaded.stderr
+    assert list(tmp_path.glob("results/*/*.html"))
+    assert [path.name for path in tmp_path.iterdir()] == ["results"], "no key is left"
 
 
 @pytest.mark.needs_program("prometheus")
