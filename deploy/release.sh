@@ -58,12 +58,12 @@ case $step in
 train)
   model=$(make --silent train | tail -n 1)
   mkdir -p build
-  .venv/bin/bentoml models export "$model" build/model.bentomodel
+  .venv/bin/bentoml models export "$model" "$PWD/build/model.bentomodel" # of a relative path it takes the root for the folder
   found model "$model"
   ;;
 image)
   make --silent .venv/training.installed
-  .venv/bin/bentoml models import build/model.bentomodel
+  .venv/bin/bentoml models import "$PWD/build/model.bentomodel"
   image=$(TABSERVE_MODEL=${MODEL:?} make --silent image | tail -n 1)
   tools=$(make --silent image-tools | tail -n 1)
   .venv/bin/python -m deploy.image.sbom "$image" >build/sbom.json

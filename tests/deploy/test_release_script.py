@@ -2,14 +2,16 @@
 
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import BUILT_IN, ROOT, TrainedModels, environment, home_in_use
 
 from loadtest.processes import find_program
+from tabserve import model_store
 
 pytestmark = [pytest.mark.deploy, pytest.mark.needs_program("kubectl")]
 
@@ -138,3 +140,33 @@ def test_a_secret_is_in_no_command_and_no_file_is_left(cluster: Path, tmp_path: 
     assert done.returncode == 0
     assert "a-secret" not in cluster.read_text() + done.stdout + done.stderr
     assert not list(left.iterdir())
+
+
+def test_the_model_that_was_trained_is_the_one_that_the_image_gets(
+    models: TrainedModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`make` has trained it already, and builds no image here: what is between the two is real."""
+    tag = models.tag(BUILT_IN)
+    (tmp_path / "deploy").mkdir()
+    shutil.copy(ROOT / "deploy" / "release.sh", tmp_path / "deploy")
+    (tmp_path / ".venv").symlink_to(ROOT / ".venv")
+    (tmp_path / "make").write_text(f"""#!/bin/sh
+case "$*" in *train) echo installing; echo {tag} ;; *image) echo "the image of $TABSERVE_MODEL" >&2; exit 1 ;; esac
+""")
+    (tmp_path / "make").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("GITHUB_OUTPUT", str(tmp_path / "output"))
+
+    def step(name: str, home: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+        command = [str(tmp_path / "deploy" / "release.sh"), name]
+        return subprocess.run(command, env=environment(home, **variables), capture_output=True, text=True, timeout=60)
+
+    packed = step("train", models.home)
+    unpacked = step("image", tmp_path / "home", MODEL=tag)
+
+    assert packed.returncode == 0, packed.stderr
+    assert (tmp_path / "output").read_text() == f"model={tag}\n"
+    assert f"the image of {tag}" in unpacked.stderr
+    assert unpacked.returncode == 1, "no image, no release"
+    with home_in_use(tmp_path / "home"):
+        model_store.verify(model_store.find(tag))
