@@ -33,7 +33,12 @@ def test_zizmor_finds_no_way_to_misuse_a_workflow() -> None:
 
 
 def test_shellcheck_finds_nothing() -> None:
-    ran(str(TOOLS / "shellcheck"), ".ci/run", *map(str, (ROOT / "deploy").rglob("*.sh")))
+    ran(
+        str(TOOLS / "shellcheck"),
+        ".ci/run",
+        "deploy/clouds/sagemaker/serve",
+        *map(str, (ROOT / "deploy").rglob("*.sh")),
+    )
 
 
 def steps_of(path: Path) -> list[dict[str, Any]]:
