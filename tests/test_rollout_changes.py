@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rollouts import Versions
 
-from tabserve import cli
+from tabserve import cli, model_store
 from tabserve.audit import AUDIT_FILE
 from tabserve.chained_log import BrokenChainError, ChainedLog
 from tabserve.contract import Contract, Feature
@@ -308,16 +308,44 @@ def test_the_command_line_tells_the_story(
     assert command(capsys, "promote", versions.small, "--why", "smaller")[0] == 0
     assert command(capsys, "canary", versions.moody, "--share", "5")[0] == 0
     shown = command(capsys, "models")[1].splitlines()
-    uses = {line.split()[0]: line.rpartition("  ")[2] for line in shown[1:]}
+    uses = {line.split()[0]: line.rpartition("  ")[2] for line in shown if line}
     assert uses[versions.small] == "champion"
     assert uses[versions.moody] == "canary 5 %"
     assert uses[versions.first] == "champion before"
-    assert "accuracy 0.9" in shown[1]
     assert command(capsys, "stop")[0] == 0
     assert command(capsys, "rollback", "--why", "slower") == (0, f"{versions.first}\n")
     told = command(capsys, "history")[1]
     assert f"{versions.small}, canary {versions.moody} 5 % -> {versions.small}" in told
     assert told.rstrip().endswith("slower")
+
+
+def test_the_table_of_versions_is_as_wide_as_a_terminal_and_leaves_nothing_out(
+    home: Path, versions: Versions, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes.promote(home, versions.first, "the first one")
+    by = "header:x-the-user-of-the-shop-in-the-north"
+    changes.challenge(home, Challenger(model=versions.small, mode="ab", share=50, by=by), "a test")
+    (home / "models" / versions.moody.replace(":", "/") / "metadata.json").write_text("{")
+
+    shown = command(capsys, "models")[1]
+
+    lines = shown.splitlines()
+    assert max(map(len, lines)) <= 100
+    metadata = model_store.read_metadata(model_store.find(versions.small))
+    of_small = next(number for number, line in enumerate(lines) if line.startswith(versions.small))
+    assert lines[of_small].split()[-3:] == [
+        f"{metadata['test_metrics']['accuracy']:.4f}",
+        f"{metadata['test_metrics']['roc_auc']:.4f}",
+        model_store.find(versions.small).contract_hash[:12],
+    ]
+    assert lines[of_small + 1] == f"    ab 50 % by {by}"
+    headers = [line.split() for line in lines if line.startswith("version")]
+    assert ["version", "trained", "accuracy", "roc_auc", "contract", "used", "as"] in headers
+    assert ["version", "trained", "accuracy", "f1_macro", "contract", "used", "as"] in headers
+    assert next(line for line in lines if line.startswith(versions.moody)).endswith("  damaged")
+
+    shutil.rmtree(home / "models" / versions.first.replace(":", "/"))
+    assert command(capsys, "models")[1].endswith(f"\n{versions.first} is not in the store: champion\n")
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ ADDRESS = "127.0.0.1:9099"
 
 
 def add_rollout_commands(commands: Commands) -> None:
-    add_command(commands, "models", show_models, "Every version: how good, how old, where it is used")
+    add_command(commands, "models", show_models, "Every version: how good on its test rows, how old, where it is used")
     add_command(commands, "history", show_history, "Every change of the rollout: when, who, from, to, why")
     _add_changes(commands)
     _add_challengers(commands)
