@@ -83,6 +83,7 @@ class Service:
 
     behaves: Callable[[int], tuple[int, int, float]]
     """Look to requests of the canary, errors among them, and the latency of all in seconds."""
+    tag: str
     looks: int = 0
     is_away: bool = False
     url: str = ""
@@ -102,15 +103,15 @@ class Service:
             self.duration.labels("m:1", "champion").observe(0.01)
         self.requests.labels("m:1", "champion", "200").inc(1000)
         for _ in range(n_requests):
-            self.duration.labels("m:2", "challenger").observe(seconds)
-        self.requests.labels("m:2", "challenger", "500").inc(n_errors)
-        self.requests.labels("m:2", "challenger", "200").inc(n_requests - n_errors)
+            self.duration.labels(self.tag, "challenger").observe(seconds)
+        self.requests.labels(self.tag, "challenger", "500").inc(n_errors)
+        self.requests.labels(self.tag, "challenger", "200").inc(n_requests - n_errors)
         return generate_latest(self.registry)
 
 
 @pytest.fixture
-def service() -> Iterator[Service]:
-    found = Service(lambda _: (300, 0, 0.02))
+def service(versions: Versions) -> Iterator[Service]:
+    found = Service(lambda _: (300, 0, 0.02), versions.small)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -228,4 +229,4 @@ def test_metrics_that_are_none_are_a_fault_that_is_said(tmp_path: Path) -> None:
             pass
 
     with serving(Handler) as url, home_in_use(tmp_path), pytest.raises(ValueError, match="."):
-        counts_of([url])
+        counts_of([url], "m:2")

@@ -234,9 +234,9 @@ def _look(options: Options, home: Path) -> "_Looking":
     log_url = None if options.no_labels else log_url_of(options)
     counts: Callable[[], Counts]
     if options.prometheus:
-        counts = partial(counts_in_prometheus, options.prometheus, options.job)
+        counts = partial(counts_in_prometheus, options.prometheus, options.job, options.tag)
     else:
-        counts = partial(counts_of, options.metrics, key)
+        counts = partial(counts_of, options.metrics, options.tag, key)
     return _Looking(home, counts, options.tag, None if log_url == "null:" else log_url)
 
 
