@@ -107,7 +107,7 @@ def show_models(_options: Options) -> int:
 
 def show_history(_options: Options) -> int:
     with _refusals_named() as home:
-        from tabserve.lifecycle.changes import history
+        from tabserve.deployments import history
 
         for change in history(home):
             before = _shown(change.before) if change.before else "nothing"

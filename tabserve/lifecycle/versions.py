@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tabserve import model_store
+from tabserve.deployments import champions_before, happened
 from tabserve.history.stats import duration
-from tabserve.lifecycle.changes import champions_before, happened
 from tabserve.model_store import ModelRefusedError, StoredModel
 from tabserve.rollout_state import ROLLOUT_FILE, read_rollout
 
