@@ -33,7 +33,7 @@ ADDRESS = "127.0.0.1:9099"
 
 
 def add_rollout_commands(commands: Commands) -> None:
-    add_command(commands, "models", show_models, "Every version: how good, how old, where it is used")
+    add_command(commands, "models", show_models, "Every version: how good on its test rows, how old, where it is used")
     add_command(commands, "history", show_history, "Every change of the rollout: when, who, from, to, why")
     _add_changes(commands)
     _add_challengers(commands)
@@ -107,7 +107,7 @@ def show_models(_options: Options) -> int:
 
 def show_history(_options: Options) -> int:
     with _refusals_named() as home:
-        from tabserve.lifecycle.changes import history
+        from tabserve.deployments import history
 
         for change in history(home):
             before = _shown(change.before) if change.before else "nothing"
@@ -234,9 +234,9 @@ def _look(options: Options, home: Path) -> "_Looking":
     log_url = None if options.no_labels else log_url_of(options)
     counts: Callable[[], Counts]
     if options.prometheus:
-        counts = partial(counts_in_prometheus, options.prometheus, options.job)
+        counts = partial(counts_in_prometheus, options.prometheus, options.job, options.tag)
     else:
-        counts = partial(counts_of, options.metrics, key)
+        counts = partial(counts_of, options.metrics, options.tag, key)
     return _Looking(home, counts, options.tag, None if log_url == "null:" else log_url)
 
 

@@ -154,8 +154,12 @@ def _looked(look: Callable[[], Look]) -> Look | None:
         return None
 
 
-def counts_of(urls: Iterable[str], key: str | None = None) -> Counts:
+def counts_of(urls: Iterable[str], tag: str, key: str | None = None) -> Counts:
     """The counters of the arms, of each replica.
+
+    Args:
+        tag: the canary; what an earlier challenger did is counted on no side.
+        key: with the scope `metrics`, where the service asks for one.
 
     Raises:
         OSError, ValueError: where one of them does not answer with metrics.
@@ -165,11 +169,11 @@ def counts_of(urls: Iterable[str], key: str | None = None) -> Counts:
         for family in text_string_to_metric_families(_read(url, {"x-api-key": key} if key else {})):
             for sample in family.samples:
                 if sample.name in (REQUESTS, DURATION):
-                    _add(found, url, sample.name, sample.labels, sample.value)
+                    _add(found, (url, sample.name), sample.labels, sample.value, tag)
     return dict(found)
 
 
-def counts_in_prometheus(url: str, job: str) -> Counts:
+def counts_in_prometheus(url: str, job: str, tag: str) -> Counts:
     """The same as a Prometheus scraped it last of a job; a replica that it does not reach any more is not there.
 
     Raises:
@@ -181,7 +185,7 @@ def counts_in_prometheus(url: str, job: str) -> Counts:
     found: Counts = defaultdict(float)
     for series in _asked(url, names):
         labels = series["metric"]
-        _add(found, labels["instance"], labels["__name__"], labels, float(series["value"][1]))
+        _add(found, (labels["instance"], labels["__name__"]), labels, float(series["value"][1]), tag)
     return dict(found)
 
 
@@ -201,8 +205,11 @@ def _read(url: str, headers: Mapping[str, str]) -> str:
     return text
 
 
-def _add(found: Counts, replica: str, name: str, labels: Mapping[str, str], value: float) -> None:
+def _add(found: Counts, of: tuple[str, str], labels: Mapping[str, str], value: float, tag: str) -> None:
+    replica, name = of
     side = CHALLENGER if labels.get("variant") == CHALLENGER else STABLE
+    if side == CHALLENGER and labels.get("model_version") != tag:
+        return  # of before: it may have grown since Prometheus looked last
     what = labels.get("status") if name == REQUESTS else labels.get("le")
     if what is None:
         raise ValueError(f"{name} has no label {'status' if name == REQUESTS else 'le'}")
