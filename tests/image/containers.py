@@ -60,7 +60,8 @@ class Containers:
     def podman(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         command = ["podman", "--log-level", "fatal", *arguments]
         # There, because a container that is killed for its memory leaves a file where it was started.
-        done = subprocess.run(command, cwd=self.folder, env=os.environ | self.variables(), capture_output=True, text=True)
+        variables = os.environ | self.variables()
+        done = subprocess.run(command, cwd=self.folder, env=variables, capture_output=True, text=True)
         assert done.returncode == 0 or not check, f"{' '.join(command)}: {done.stderr}"
         return done
 
