@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 # Below site-packages, with the megabytes that each had on 2026-11-26.
@@ -69,6 +70,14 @@ def main(environment: Path) -> None:
     libraries = [path for path in sorted(packages.rglob("*.so*")) if path.is_file()]
     link_what_is_the_same(libraries)
     subprocess.run(["strip", "--strip-unneeded", *filter(keeps_its_layout, libraries)], check=True)
+    give_whole_seconds(packages.rglob("*.py"))
+
+
+def give_whole_seconds(sources: Iterable[Path]) -> None:
+    """Bytecode is taken for sources of its second only, and a layer rounds what was written between two seconds up."""
+    for path in sources:
+        seconds = int(path.stat().st_mtime)
+        os.utime(path, (seconds, seconds))
 
 
 def link_what_is_the_same(libraries: list[Path]) -> None:

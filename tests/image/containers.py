@@ -152,6 +152,7 @@ class Container:
         self._containers = containers
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
+        self.settings = settings
         variables = {"PORT": str(port), "BENTOML_HOST": "127.0.0.1", **settings}
         words = [word for name, value in variables.items() for word in ("--env", f"{name}={value}")]
         limits = ["--memory", memory, "--tmpfs", f"/tmp:rw,size={tmp}"]

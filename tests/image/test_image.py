@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from secrets import token_hex
 
 import httpx
 import numpy as np
@@ -54,8 +55,10 @@ def containers() -> Iterator[Containers]:
 
 
 @pytest.fixture(scope="session")
-def image(containers: Containers, models: TrainedModels) -> str:
-    return containers.build(models.home)
+def image(containers: Containers, models: TrainedModels) -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PLANTED_TOKEN", token_hex())  # what a builder's environment has, and no image may
+        yield containers.build(models.home)
 
 
 @pytest.fixture(scope="session")
@@ -73,6 +76,26 @@ def running(containers: Containers, image: str, *options: str, **settings: str) 
         yield container
     finally:
         container.remove()
+
+
+@contextlib.contextmanager
+def as_in_production(
+    containers: Containers, image: str, folder: Path, *options: str, **settings: str
+) -> Iterator[tuple[Container, str]]:
+    """A container that has keys in a file in `folder` and counts requests in a Redis; and a key with two a minute."""
+    create = ("tabserve", "keys", "create", "shop", "--scopes", "predict", "--file", "/keys/keys.yaml")
+    key = containers.podman("run", "--rm", "--volume", f"{folder}:/keys", image, *create).stdout.strip()
+    # Root without capabilities may read no more than others.
+    folder.chmod(0o755)
+    (folder / "keys.yaml").chmod(0o644)
+    port = free_port()
+    settings |= {
+        "TABSERVE_API_KEYS_FILE": "/keys/keys.yaml",
+        "TABSERVE_RATE_LIMIT": "1/m:2",
+        "TABSERVE_RATE_LIMIT_URL": redis_url(port),
+    }
+    with redis(port), running(containers, image, "--volume", f"{folder}:/keys:ro", *options, **settings) as container:
+        yield container, key
 
 
 @pytest.fixture(scope="module")
@@ -174,16 +197,20 @@ def test_it_has_one_worker_its_own_configuration_and_reports_to_nobody(service: 
     assert variables["BENTOML_DO_NOT_TRACK"] == "True"
 
 
-def test_nothing_is_written_outside_of_tmp_even_where_it_could_be(
-    containers: Containers, image: str, payloads: Payloads
+def test_nothing_is_written_outside_of_tmp_even_where_it_could_be_not_even_bytecode(
+    containers: Containers, image: str, payloads: Payloads, writable: Path
 ) -> None:
-    with running(containers, image, "--read-only=false", "--user", "0") as container:
-        httpx.post(f"{container.url}/predict", json={"features": payloads.rows[0]}).raise_for_status()
+    could = ("--read-only=false", "--user", "0")
+
+    # Python would write the bytecode of what it had to compile, and take longer to start each time.
+    with as_in_production(containers, image, writable, *could, PYTHONDONTWRITEBYTECODE="") as (container, key):
+        row, headers = {"features": payloads.rows[0]}, {"x-api-key": key}
+        httpx.post(f"{container.url}/predict", json=row, headers=headers).raise_for_status()
         wait_for(lambda: container.run("sh", "-c", "ls /tmp/bentoml/prediction_log/*/*").returncode == 0)
         changed = containers.podman("diff", container.name).stdout.splitlines()
 
     # Podman itself makes the places where it mounts things.
-    assert {line for line in changed if not re.match(r"[AC] /(tmp|run|etc|dev|proc|sys)\b", line)} == set()
+    assert {line for line in changed if not re.match(r"[AC] /(tmp|run|etc|dev|proc|sys|keys)\b", line)} == set()
     assert not [line for line in changed if re.match(r"A /etc/(?!mtab|hosts|resolv)", line)]
 
 
@@ -268,25 +295,17 @@ def test_it_does_not_start_before_it_is_told_who_may_ask(containers: Containers,
 def test_as_in_production_it_knows_its_callers_by_their_keys_and_counts_their_requests_in_redis(
     containers: Containers, image: str, payloads: Payloads, writable: Path
 ) -> None:
-    row, port = {"features": payloads.rows[0]}, free_port()
-    create = ("tabserve", "keys", "create", "shop", "--scopes", "predict", "--file", "/keys/keys.yaml")
-    key = containers.podman("run", "--rm", "--volume", f"{writable}:/keys", image, *create).stdout.strip()
-    settings = {
-        "TABSERVE_API_KEYS_FILE": "/keys/keys.yaml",
-        "TABSERVE_RATE_LIMIT": "1/m:2",
-        "TABSERVE_RATE_LIMIT_URL": redis_url(port),
-        "BENTOML_HOST": "0.0.0.0",
-    }
+    row = {"features": payloads.rows[0]}
 
-    with redis(port), running(containers, image, "--volume", f"{writable}:/keys:ro", **settings) as container:
-        without = httpx.post(f"{container.url}/predict", json=row)
+    with as_in_production(containers, image, writable, BENTOML_HOST="0.0.0.0") as (container, key):
+        without = httpx.post(f"{container.url}/predict", json=row).status_code
         headers = {"x-api-key": key}
         with_it = [httpx.post(f"{container.url}/predict", json=row, headers=headers).status_code for _ in range(3)]
-        with Redis.from_url(redis_url(port)) as connection:
+        with Redis.from_url(container.settings["TABSERVE_RATE_LIMIT_URL"]) as connection:
             counted = connection.dbsize()
         said = container.log()
 
-    assert without.status_code == 401
+    assert without == 401
     assert with_it == [200, 200, 429]
     assert counted > 0, said
 
@@ -313,6 +332,7 @@ def test_no_layer_holds_a_secret_an_address_of_a_package_index_or_what_building_
         if re.search(r"TOKEN|SECRET|PASSWORD|_KEY$", name) and len(value) >= 8 and not value.startswith("/")
     }
     needles = {*secrets, *index_addresses()}
+    assert os.environ["PLANTED_TOKEN"].encode() in needles
     manifest, folder = containers.layers(image)
     for layer in manifest["layers"]:
         content = gzip.decompress((folder / layer["digest"].removeprefix("sha256:")).read_bytes())
