@@ -1,6 +1,7 @@
 """The manifests as kustomize renders them: accepted by the schemas, and true of the service that they are about."""
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from conftest import BUILT_IN, CUSTOMERS, ROOT, SPEND, TrainedModels, home_in_us
 
 from deploy.copies import copies
 from loadtest.processes import find_program
+from loadtest.profiles import EXPECTED_PEAK_RATE
 from monitoring import commands, drift, quality
 from tabserve import cli, model_store
 from tabserve.access.rate_limit import RateLimit
@@ -353,6 +355,28 @@ def test_keys_and_the_rate_limit_are_on_in_production(rendered: dict[str, Path],
         assert {"TABSERVE_API_KEYS_FILE", "TABSERVE_RATE_LIMIT", "TABSERVE_RATE_LIMIT_URL"} <= set(environment)
         assert "TABSERVE_ANONYMOUS" not in environment
         assert "valueFrom" in environment["TABSERVE_LOG_URL"]
+
+
+@pytest.mark.needs_program("kubectl")
+@pytest.mark.parametrize("overlay", PRODUCTION)
+def test_the_least_replicas_take_twice_the_peak_by_the_figures_of_the_load_tests(
+    rendered: dict[str, Path], overlay: str
+) -> None:
+    text = (ROOT / "docs" / "operations.md").read_text()
+    (cores,) = re.findall(r"`requests\.cpu: (\d+)`", text)
+    manifests = list(yaml.safe_load_all(rendered[overlay].read_text()))
+    for autoscaler in of_kind(manifests, "HorizontalPodAutoscaler"):
+        (metric,) = autoscaler["spec"]["metrics"]
+        percent = metric["resource"]["target"]["averageUtilization"]
+        (rate,) = re.findall(rf"^\| {percent}% \| (\d+) \|", text, re.MULTILINE)
+        assert autoscaler["spec"]["minReplicas"] * int(rate) >= 2 * EXPECTED_PEAK_RATE
+        (target,) = [
+            one
+            for one in of_kind(manifests, "Deployment")
+            if one["metadata"]["name"] == autoscaler["spec"]["scaleTargetRef"]["name"]
+        ]
+        (container,) = target["spec"]["template"]["spec"]["containers"]
+        assert container["resources"]["requests"]["cpu"] == cores, "what the figures are of"
 
 
 # --- the network
