@@ -265,6 +265,20 @@ def test_every_secret_that_somebody_names_is_there_with_its_key(manifests: list[
 
 
 @pytest.mark.needs_program("kubectl")
+def test_the_readme_names_every_secret_that_the_store_has_to_have(rendered: dict[str, Path]) -> None:
+    documented = set(
+        re.findall(r"^\| `(tabserve/[\w-]+)` \|", (ROOT / "deploy" / "README.md").read_text(), re.MULTILINE)
+    )
+    asked = {
+        entry["remoteRef"]["key"]
+        for path in rendered.values()
+        for one in of_kind(list(yaml.safe_load_all(path.read_text())), "ExternalSecret")
+        for entry in one["spec"]["data"]
+    }
+    assert documented == asked
+
+
+@pytest.mark.needs_program("kubectl")
 def test_every_volume_and_account_that_a_pod_names_is_there(manifests: list[Manifest]) -> None:
     there = {(one["kind"], one["metadata"]["name"]) for one in manifests}
     for _, template in pods(manifests):
