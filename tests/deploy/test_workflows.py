@@ -45,10 +45,16 @@ def steps_of(path: Path) -> list[dict[str, Any]]:
     return [step for job in yaml.safe_load(path.read_text())["jobs"].values() for step in job.get("steps", [])]
 
 
+def commands_of_the_readme() -> list[str]:
+    lines = (ROOT / "deploy" / "README.md").read_text().splitlines()
+    return [line.partition("# ")[0] for line in lines if line.startswith("    ")]
+
+
 def asked_in(pattern: str) -> set[str]:
-    """What the workflows and the scripts that they run name."""
+    """What the workflows, the scripts that they run, and the commands of deploy/README.md name."""
     texts = [step.get("run", "") for path in WORKFLOWS for step in steps_of(path)]
     texts += [path.read_text() for path in (ROOT / "deploy" / "release.sh", ROOT / ".ci" / "run")]
+    texts.append("\n".join(commands_of_the_readme()))
     lines = [line for text in texts for line in text.splitlines() if not line.lstrip().startswith("#")]
     return {found for line in lines for found in re.findall(pattern, line)}
 
@@ -71,6 +77,15 @@ def test_every_script_and_module_that_is_run_is_there() -> None:
     assert not [module for module in modules if find_spec(module) is None]
     known = set(re.findall(r"^([a-z]+)\)$", (ROOT / "deploy" / "release.sh").read_text(), re.MULTILINE))
     assert asked_in(r"deploy/release\.sh ([a-z]+)") - known == set()
+
+
+def test_every_file_that_the_readme_has_somebody_use_is_there() -> None:
+    named = {path for line in commands_of_the_readme() for path in re.findall(r"\bdeploy/[\w./-]*[\w]", line)}
+    made = {path for path in named if path.startswith("deploy/compose/secrets/")}
+    assert len(named) > 10
+    assert not [path for path in named - made if not (ROOT / path).exists()]
+    script = (ROOT / "deploy" / "compose" / "secrets.sh").read_text()
+    assert all(Path(path).name in script for path in made)
 
 
 def test_a_release_goes_from_tests_to_production_and_nothing_is_left_out() -> None:
