@@ -387,6 +387,7 @@ def test_the_table_of_versions_is_as_wide_as_a_terminal_and_leaves_nothing_out(
     "arguments",
     [
         ("canary", "a:b"),
+        ("canary", "a:b", "--share", "5", "--needs", "better"),
         ("canary", "a:b", "--share", "0"),
         ("canary", "a:b", "--share", "101"),
         ("canary", "a:b", "--share", "nan"),
