@@ -18,6 +18,7 @@ from tabserve import cli, deployments
 from tabserve.lifecycle import canary_watch, changes
 from tabserve.lifecycle.canary_judge import Limits, Seen, judge
 from tabserve.lifecycle.canary_watch import Look, Plan, counts_of, quantile, watch
+from tabserve.lifecycle.comparison import Decision, Verdict
 from tabserve.telemetry import DURATION_BUCKETS
 
 GOOD = Seen(10_000, 10, 0.05)
@@ -182,6 +183,46 @@ def test_a_canary_that_gets_bad_at_the_second_step_goes_back_by_itself(
     assert reason in done[-1].why
     assert changes.current(home).challenger is None
     assert changes.current(home).champion == versions.first
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_canary_that_has_to_be_proved_better_stays_at_its_last_step_where_labels_do_not_show_it(
+    home: Path, versions: Versions, service: Service, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    changes.promote(home, versions.first, "the first one")
+
+    assert cli.main(canary(versions, service, "--needs", "better", "--log-url", (tmp_path / "log").as_uri())) == 3
+
+    challenger = changes.current(home).challenger
+    assert challenger is not None
+    assert (challenger.model, challenger.share) == (versions.small, 100)
+    assert "canary passed 5, 50, 100 %: 0.00 % errors" in caplog.text
+    assert "asked for better, found inconclusive: 0 labelled rows, at least 2,000 are needed" in caplog.text
+
+
+@pytest.mark.parametrize(("verdict", "action"), [("better", "canary_promote"), ("worse", "stop")])
+def test_what_labelled_rows_say_after_the_last_step_decides_and_stands_in_the_history(
+    home: Path, versions: Versions, verdict: Verdict, action: str
+) -> None:
+    changes.promote(home, versions.first, "the first one")
+    n_requests = iter(range(0, 10_000, 1000))
+
+    def look() -> Look:
+        return Look({("r", canary_watch.REQUESTS, "challenger", "200"): float(next(n_requests))})
+
+    ended = watch(
+        home,
+        Plan(versions.small, [100], 0.001),
+        look,
+        threading.Event(),
+        lambda: Decision("better", verdict, "2 points"),
+    )
+
+    assert ended is not None
+    assert ended.is_promoted == (verdict == "better")
+    last = deployments.history(home)[-1]
+    assert (last.action, last.why) == (action, ended.why)
+    assert last.why.endswith(f"; asked for better, found {verdict}: 2 points")
 
 
 @pytest.mark.usefixtures("at_once")

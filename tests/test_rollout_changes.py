@@ -121,6 +121,14 @@ def test_what_cannot_be_promoted_is_refused_with_a_sentence_and_all_stays(
     assert len(deployments.history(home)) == 1
 
 
+def test_of_a_contract_that_has_little_to_do_with_the_other_one_some_faults_are_named(
+    home: Path, versions: Versions
+) -> None:
+    changes.promote(home, versions.first, "the first one")
+    with pytest.raises(BadRolloutError, match=r"a row that is a list has 5 values.*; and 25 more\. Tell them"):
+        changes.promote(home, versions.other, "another table")
+
+
 def test_another_contract_may_be_promoted_where_somebody_says_so(home: Path, versions: Versions) -> None:
     changes.promote(home, versions.first, "the first one")
     changes.promote(home, versions.other, "callers know", allow_contract_change=True)
@@ -260,8 +268,10 @@ def test_a_change_that_did_not_come_true_because_its_process_died_is_said_by_the
         with pytest.raises(KeyboardInterrupt):
             changes.promote(home, versions.small, "never came true")
 
+    (home / f".{ROLLOUT_FILE}-half").write_text("champ")  # what it leaves when it dies while it writes
     changes.promote(home, versions.moody, "the next one")
 
+    assert not list(home.glob(f".{ROLLOUT_FILE}-*"))
     assert [change.action for change in deployments.history(home)] == ["promote", "promote", "found", "promote"]
     assert changes.rollback(home, "back").champion == versions.first, "and not the one that never answered"
 
@@ -281,18 +291,43 @@ def test_a_file_that_cannot_be_used_is_not_written_over(home: Path, versions: Ve
     changes.promote(home, versions.first, "the first one")
     (home / ROLLOUT_FILE).write_text(f"champion: {versions.first}\nchallanger: typo\n")
 
-    with pytest.raises(BadRolloutError, match="challanger is no key of it"):
+    with pytest.raises(BadRolloutError, match="challanger is no key of it.*mend it by hand, or move it away"):
         changes.promote(home, versions.small, "over it")
     assert "challanger" in (home / ROLLOUT_FILE).read_text()
 
 
-def test_a_history_that_was_tampered_with_stops_the_next_change(home: Path, versions: Versions) -> None:
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("", "the file has no keys"),
+        (
+            "champion: a:1\nchallenger: {model: b:1, mode: canary, share: 101}",
+            "share: expected less than or equal to 100, got 101",
+        ),
+        (
+            "champion: a:1\nchallenger: {model: b:1, mode: cannary, share: 5}",
+            "mode: expected 'shadow', 'canary' or 'ab'",
+        ),
+        ("champion: a:1\nchallenger: {model: b:1, mode: ab, share: 5}", "an A/B test needs `by`"),
+    ],
+)
+def test_a_rollout_file_that_cannot_be_used_says_what_was_expected_and_came(content: str, sentence: str) -> None:
+    with pytest.raises(BadRolloutError) as refused:
+        RolloutState.parse(content)
+    assert sentence in str(refused.value)
+
+
+def test_a_history_that_was_tampered_with_stops_the_next_change_and_says_what_to_do(
+    home: Path, versions: Versions, caplog: pytest.LogCaptureFixture
+) -> None:
     changes.promote(home, versions.first, "the first one")
     path = home / deployments.HISTORY_FILE
     path.write_text(path.read_text().replace("the first one", "the best one"))
 
     with pytest.raises(BrokenChainError, match="line 1 of .* is not as written"):
         changes.promote(home, versions.small, "after it")
+    assert cli.main(["pause", "--why", "to look at it"]) == 3
+    assert caplog.messages[-1].endswith("move the file away, and keep it")
     assert said(home).champion == versions.first
 
 
@@ -352,6 +387,7 @@ def test_the_table_of_versions_is_as_wide_as_a_terminal_and_leaves_nothing_out(
     "arguments",
     [
         ("canary", "a:b"),
+        ("canary", "a:b", "--share", "5", "--needs", "better"),
         ("canary", "a:b", "--share", "0"),
         ("canary", "a:b", "--share", "101"),
         ("canary", "a:b", "--share", "nan"),

@@ -20,6 +20,7 @@ from tabserve.rollout_state import HEADER, ROLLOUT_FILE, BadRolloutError, Challe
 from tabserve.settings import Settings
 
 MOST_CHARACTERS = 2000  # of a reason
+MOST_FAULTS = 10  # that are named, of a contract that has little to do with the other one
 
 
 class ChangedMeanwhileError(BadRolloutError):
@@ -74,7 +75,7 @@ def promote(
         faults = breaking_changes(_contract(model_store.find(state.champion)), _contract(model))
         if faults and not allow_contract_change:
             raise BadRolloutError(
-                f"the contract of {tag} breaks callers of {state.champion}: {'; '.join(faults)}. "
+                f"the contract of {tag} breaks callers of {state.champion}: {_some(faults)}. "
                 "Tell them, then promote it with --allow-contract-change"
             )
         return RolloutState(champion=tag, paused=state.paused)
@@ -202,7 +203,12 @@ def _change(
         )
     path = home / ROLLOUT_FILE
     with _one_at_a_time(home):
-        before = read_rollout(path)
+        for unfinished in home.glob(f".{ROLLOUT_FILE}-*"):
+            unfinished.unlink(missing_ok=True)  # of somebody who died while he wrote
+        try:
+            before = read_rollout(path)
+        except BadRolloutError as error:
+            raise BadRolloutError(f"{error}. Nothing writes over that: mend it by hand, or move it away") from error
         changes = deployments.history(home)
         last = changes[-1].after if changes else None
         if last is not None and last != before and before is not None:
@@ -234,6 +240,11 @@ def _record(
 
 def _said(state: RolloutState) -> dict[str, Any]:
     return state.model_dump(exclude_none=True)
+
+
+def _some(faults: list[str]) -> str:
+    more = f"; and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
+    return "; ".join(faults[:MOST_FAULTS]) + more
 
 
 def _check_from(state: RolloutState, expected: str | None) -> None:
