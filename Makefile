@@ -16,6 +16,9 @@ BIN := .venv/bin
 COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --python-version 3.11 --python-platform linux --generate-hashes \
   --no-strip-extras --no-emit-index-url --no-header --no-annotate
 
+# Extras of pyproject.toml, each with a lock; requirements/dev.txt has all of them.
+SETS := training monitoring loadtest postgresql tracing access
+
 NO_MODEL := 3
 TRAIN_IF_NONE := $(BIN)/python -c "import sys; from tabserve import model_store; \
   sys.exit(0 if model_store.stored_models() else $(NO_MODEL))" || { [ $$? -eq $(NO_MODEL) ] && \
@@ -106,14 +109,14 @@ lock: .venv/dev.installed ## resolve the locks after a change of pyproject.toml:
 	@$(COMPILE) --constraint requirements/dev.txt --output-file requirements.txt
 	@$(BIN)/uv pip compile requirements/deploy.in --quiet --python-version 3.11 --python-platform linux --generate-hashes \
 	  --no-emit-index-url --no-header --no-annotate --output-file requirements/deploy.txt
-	@for set in training monitoring loadtest postgresql tracing access; do \
+	@for set in $(SETS); do \
 	  $(COMPILE) --constraint requirements/dev.txt --extra $$set --output-file requirements/$$set.txt; done
 
 # One virtual environment; a mark for each set of packages in it, newer than its lock when it is installed.
 .venv/%.installed: requirements/%.txt | .venv/bin/python
 	@echo "installing $< into .venv (a minute or two, the first time)"
 	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps --require-hashes -r $<
-	@touch $@ $(if $(filter dev,$*),.venv/training.installed)
+	@touch $@ $(if $(filter dev,$*),$(SETS:%=.venv/%.installed))
 
 # checkov and others that look at manifests pin what they need, and not what we do: an environment of their own.
 .venv-deploy/installed: requirements/deploy.txt | .venv/bin/python

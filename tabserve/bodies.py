@@ -17,6 +17,7 @@ from tabserve.validation import (
     RowReader,
     Violation,
     check_row_count,
+    kind_of,
 )
 
 ONE_EXPECTED = 'expected {"features": [values in order]} or {"features": {name: value}}'
@@ -97,7 +98,9 @@ class BodyReader:
             return quick
         instances = _only_key(_parse(body, MANY_EXPECTED), "instances", MANY_EXPECTED)
         if not isinstance(instances, list):
-            raise unprocessable(Violation(None, None, "shape", "expected a list of rows as instances", instances))
+            raise unprocessable(
+                Violation(None, None, "shape", "expected a list of rows as instances", kind_of(instances))
+            )
         return self._look_closer(instances)
 
     def _look_closer(self, instances: list[Any]) -> ReadRows:
@@ -120,9 +123,9 @@ def labels_of(reader: LabelReader, body: bytes) -> Labels:
     if isinstance(parsed, dict) and "labels" in parsed:
         entries = _only_key(parsed, "labels", expected)
         if not isinstance(entries, list):
-            raise unprocessable(Violation(None, None, "shape", "expected a list as labels", entries))
+            raise unprocessable(Violation(None, None, "shape", "expected a list as labels", kind_of(entries)))
     elif not isinstance(parsed, dict):
-        raise unprocessable(Violation(None, None, "shape", expected, parsed))
+        raise unprocessable(Violation(None, None, "shape", expected, kind_of(parsed)))
     labels = Labels()
     faults: list[Violation] = []
     try:
@@ -198,7 +201,7 @@ def _parse_integer(digits: str) -> int | float:
 
 def _only_key(parsed: Any, key: str, expected: str) -> Any:
     if not isinstance(parsed, dict):
-        raise unprocessable(Violation(None, None, "shape", expected, parsed))
+        raise unprocessable(Violation(None, None, "shape", expected, kind_of(parsed)))
     if key not in parsed:
         raise unprocessable(Violation(None, None, "missing_key", f'expected the key "{key}"', parsed))
     if len(parsed) > 1:

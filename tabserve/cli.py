@@ -33,7 +33,12 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # who reads has seen enough; Python would complain once more when it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (OSError, UnreadableError, RefusedError, BrokenChainError) as error:
+    except BrokenChainError as error:
+        logger.error(
+            "failed: %s. Nothing is changed before that is looked into: move the file away, and keep it", error
+        )
+        return 3
+    except (OSError, UnreadableError, RefusedError) as error:
         logger.error("failed: %s", error)
         return 3
     return code

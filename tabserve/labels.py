@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tabserve.contract import ClassLabel, Contract
-from tabserve.validation import ABSENT, Violation
+from tabserve.validation import ABSENT, Violation, kind_of
 
 ID = "prediction_id"
 LABEL = "label"
@@ -83,7 +83,7 @@ class LabelReader:
     def read(self, row: int, entry: Any, into: Labels) -> list[Violation]:
         """Adds one `{"prediction_id", "label", "business_value"}`, or returns what is wrong with it."""
         if not isinstance(entry, dict):
-            return [Violation(row, None, "row_shape", self.expected, entry)]
+            return [Violation(row, None, "row_shape", self.expected, kind_of(entry))]
         known = (ID, *self.names, BUSINESS_VALUE)
         unknown = next((name for name in entry if name not in known), None)
         if unknown is not None:

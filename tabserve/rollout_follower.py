@@ -16,6 +16,8 @@ from typing import Protocol
 
 from tabserve import model_store
 from tabserve.assignment import Split
+from tabserve.chained_log import BrokenChainError
+from tabserve.deployments import champions_before, happened
 from tabserve.model_store import ModelRefusedError
 from tabserve.rollout import InService, Rollout
 from tabserve.rollout_state import BadRolloutError, Challenger, RolloutState, read_rollout
@@ -100,6 +102,7 @@ class Follower:
         if not self._rollout.is_ready:
             found = self._made(last, self._attempt)[0] if last else None
             self._switch(found or InService(self._model(otherwise), datetime.now(UTC)))
+        threading.Thread(target=self._have_standby, name="tabserve-standby", daemon=True).start()
 
     def close(self) -> None:
         """Ends it. What is in service stays."""
@@ -113,6 +116,21 @@ class Follower:
                 self._look()
             except Exception:  # a fault of ours must not keep anybody from going back
                 logger.exception("the rollout file %s could not be followed", self._path)
+
+    def _have_standby(self) -> None:
+        """Loads the champion before this one, which after a start the deployment history alone knows."""
+        tag = "before"
+        try:
+            earlier = champions_before(happened(self._path.parent))
+            with self._lock:
+                if not earlier or self._standby is not None:
+                    return
+                tag = self._standby = earlier[-1]
+            self._model(tag)
+        except Exception as error:  # noqa: BLE001  # of a model anything can be broken
+            logger.warning("the champion before is not ready for a rollback: %s", _sentence(tag, error))
+        else:
+            logger.info("model %s is loaded too, for a rollback", tag)
 
     def _look(self) -> None:
         content, last = self._read(), self._attempt
@@ -269,6 +287,6 @@ def _folders(tags: Iterable[str]) -> dict[str, object]:
 
 
 def _sentence(tag: str, error: Exception) -> str:
-    if isinstance(error, ModelRefusedError | BadRolloutError):
+    if isinstance(error, ModelRefusedError | BadRolloutError | BrokenChainError):
         return str(error)
     return f"the model {tag} cannot be used ({type(error).__name__}: {error})"

@@ -153,4 +153,7 @@ def _fault(error: Any) -> str:
     where = ".".join(map(str, error["loc"])) or "the file"
     if error["type"] == "extra_forbidden":
         return f"{where} is no key of it"
-    return f"{where}: {error['msg'].removeprefix('Value error, ')}"
+    if error["type"] == "model_type":
+        return f"{where} has no keys"
+    got = f", got {error['input']:g}" if isinstance(error["input"], int | float) else ""
+    return f"{where}: {error['msg'].removeprefix('Value error, ').replace('Input should be', 'expected')}{got}"

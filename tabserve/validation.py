@@ -120,7 +120,7 @@ class RowReader:
             values = list(instance)
         else:
             expected = f"expected a list of {len(features)} values or an object of feature names and values"
-            return [Violation(row, None, "row_shape", expected, instance)]
+            return [Violation(row, None, "row_shape", expected, kind_of(instance))]
         if len(values) != len(features):
             return [Violation(row, None, "count", f"expected {len(features)} values", len(values))]
         for position, (feature, value) in enumerate(zip(features, values, strict=True)):
@@ -167,6 +167,16 @@ class RowReader:
                 violation = _hidden(violation)
             warnings.setdefault(int(row), []).append(violation)
         return warnings
+
+
+def kind_of(got: object) -> object:
+    """What stands where rows should, without what it says: a line of a CSV file may have personal values."""
+    match got:
+        case None | bool() | list() | dict():
+            return got
+        case str():
+            return f"a text of {len(got)}"
+    return "a number"
 
 
 def _hidden(violation: Violation) -> Violation:

@@ -67,6 +67,10 @@ def chunk(data: bytes, extension: bytes = b"") -> bytes:
 LAST = b"0\r\n\r\n"
 
 
+def pieces_of(data: bytes, size: int = 4096) -> list[bytes]:
+    return [data[start : start + size] for start in range(0, len(data), size)]
+
+
 def numbers() -> list[Case]:
     """Spellings of what is no number, or one that no table has, in the place of the first value."""
     refused = {  # JSON as Python's parser takes it: named, and refused by the contract
@@ -184,6 +188,8 @@ def encodings() -> list[Case]:
         ):
             headers = JSON + b"content-encoding: " + encoding + b"\r\n"
             cases.append(Case(f"{name} to {path}", post(path, sent, headers), (status,), path == "/bento/predict"))
+        in_pieces = in_chunks(path, *map(chunk, pieces_of(bomb)), LAST, headers=JSON + b"content-encoding: gzip\r\n")
+        cases.append(Case(f"a bomb in chunks to {path}", in_pieces, (413,)))
         two = JSON + b"content-encoding: gzip\r\ncontent-encoding: gzip\r\n"
         cases.append(Case(f"two Content-Encodings to {path}", post(path, gz, two), (415,)))
     return cases

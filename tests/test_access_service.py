@@ -96,25 +96,55 @@ def test_by_itself_it_listens_on_loopback_only(guarded: Guarded) -> None:
     assert "it answers who shows a key or a token, on 127.0.0.1" in guarded.service.log
 
 
+ROUTES = {  # what each answers who may ask, and the scope that opens it
+    ("POST", "/predict"): (200, "predict"),
+    ("POST", "/predict/batch"): (422, "predict"),
+    ("POST", "/feedback"): (422, "feedback"),
+    ("POST", "/bento/predict"): (400, "predict"),
+    ("GET", "/metrics"): (200, "metrics"),
+    ("GET", "/metadata"): (200, "predict"),
+    ("GET", "/openapi.json"): (200, "predict"),
+    ("GET", "/docs"): (200, "predict"),
+    ("GET", "/docs/start.js"): (200, "predict"),
+    ("GET", "/redoc"): (200, "predict"),
+    ("GET", "/redoc/redoc.standalone.js"): (200, "predict"),
+    ("GET", "/docs.json"): (200, "predict"),
+    ("GET", "/schema.json"): (200, "predict"),
+    ("GET", "/static_content/swagger-ui.css"): (200, "predict"),
+    ("GET", "/"): (307, "predict"),
+    ("GET", "/nothing"): (404, "predict"),
+    ("DELETE", "/predict"): (405, "predict"),
+    ("GET", "/health"): (200, ""),
+    ("GET", "/ready"): (200, ""),
+    ("GET", "/livez"): (200, ""),
+    ("GET", "/healthz"): (200, ""),
+    ("GET", "/readyz"): (200, ""),
+}
+
+
 def test_a_stranger_is_refused_on_every_route_and_a_key_opens_its_own(guarded: Guarded) -> None:
     body = {"features": TUTORIAL_ROW}
-    with guarded.client() as stranger, guarded.client("predict") as caller, guarded.client("metrics") as prometheus:
-        for path in ("/predict", "/predict/batch", "/feedback", "/bento/predict", "/nothing"):
-            assert stranger.post(path, json=body).status_code == 401, path
-        for path in ("/", "/metadata", "/metrics", "/openapi.json", "/docs", "/redoc", "/docs.json", "/schema.json"):
-            assert stranger.get(path).status_code == 401, path
-        for path in ("/health", "/ready", "/livez", "/healthz", "/readyz"):
-            assert stranger.get(path).status_code == 200, path
+    found: dict[str | None, dict[tuple[str, str], int]] = {}
+    for holder in (None, "predict", "metrics", "admin"):
+        with guarded.client(holder) as client:
+            found[holder] = {
+                (method, path): client.request(method, path, json=body if method == "POST" else None).status_code
+                for method, path in ROUTES
+            }
 
-        assert caller.post("/predict", json=body).json()["label"] == 0
+    for route, (status, needed) in ROUTES.items():
+        assert found[None][route] == (401 if needed else status), route
+        assert found["admin"][route] == status, route
+        for holder in ("predict", "metrics"):
+            assert found[holder][route] == (status if needed in ("", holder) else 403), (holder, route)
+    with guarded.client("predict") as caller, guarded.client("metrics") as prometheus:
         assert caller.post("/bento/predict", json={"rows": [TUTORIAL_ROW]}).status_code == 200
-        assert caller.post("/feedback", json={}).status_code == 403
-        assert prometheus.post("/predict", json=body).status_code == 403
         metrics = prometheus.get("/metrics").text
-    assert 'tabserve_refused_access_total{reason="no_key"}' in metrics
-    assert 'tabserve_refused_access_total{reason="missing_scope"} 2.0' in metrics
+    n_of = Counter(needed for _, needed in ROUTES.values())
+    assert f'tabserve_refused_access_total{{reason="no_key"}} {len(ROUTES) - n_of[""]}.0' in metrics
+    assert f'reason="missing_scope"}} {2 * n_of["feedback"] + n_of["predict"] + n_of["metrics"]}.0' in metrics
     assert 'tabserve_refused_access_total{reason="expired"} 0.0' in metrics  # an alert sees the first one come
-    assert 'tabserve_requests_total{route="/predict",status="401"} 1.0' in metrics
+    assert 'tabserve_requests_total{route="/predict",status="401"} 2.0' in metrics
 
     wait_for(lambda: any(line.get("who") == "predict" and line["status"] == 200 for line in lines_of(guarded.service)))
     for shown in guarded.shown.values():

@@ -119,23 +119,27 @@ def test_a_line_that_could_not_be_read_again_is_not_written(log: ChainedLog) -> 
 
 
 def _append_many(path: Path, who: str) -> None:
-    for number in range(50):
+    for number in range(100_000 if who == "killed" else 200):
         ChainedLog(path).append("promote", who=who, number=number)
 
 
-def test_two_processes_append_to_one_chain(tmp_path: Path) -> None:
+def test_processes_append_to_one_chain_also_when_one_is_killed_while_it_writes(tmp_path: Path) -> None:
     path = tmp_path / "new" / "audit.jsonl"
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_append_many, args=(path, who)) for who in ("one", "two")]
-    for process in processes:
+    processes = {
+        who: context.Process(target=_append_many, args=(path, who)) for who in ("one", "two", "three", "killed")
+    }
+    for process in processes.values():
         process.start()
-    for process in processes:
+    wait_for(lambda: path.exists() and path.read_bytes().count(b'"killed"') > 10)
+    processes["killed"].kill()
+    for process in processes.values():
         process.join(60)
 
     lines = ChainedLog(path).lines()
-    assert len(lines) == 100
-    for who in ("one", "two"):
-        assert [line["number"] for line in lines if line["who"] == who] == list(range(50))
+    numbers = {who: [line["number"] for line in lines if line["who"] == who] for who in processes}
+    assert numbers == {who: list(range(len(numbers["killed"]) if who == "killed" else 200)) for who in processes}
+    assert len(numbers["killed"]) > 10
 
 
 # --- refusals

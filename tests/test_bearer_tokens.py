@@ -161,6 +161,10 @@ def test_a_key_that_was_withdrawn_opens_nothing_any_more_and_tokens_are_verified
     assert tokens.caller(shown) is None
     assert source.asked == 1
     assert tokens.caller(token(EC, "ES256", "e")) is not None
+    source.content = b"<html>down for maintenance</html>"
+    keys.look()
+    assert source.asked == 2  # soon again, though nobody misses a key
+    assert tokens.caller(token(EC, "ES256", "e")) is not None
 
 
 @pytest.mark.parametrize(
@@ -193,8 +197,14 @@ def issuer(port: int, said: dict) -> Iterator[list[str]]:
         def do_GET(self) -> None:
             asked.append(self.path)
             self.send_response(said["status"])
+            self.send_header("location", "/elsewhere")  # of a redirect, which is not followed
             self.end_headers()
-            self.wfile.write(said["content"])
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # nobody waits for the end
+                for piece in said.get("pieces", ()):
+                    self.wfile.write(piece)
+                    self.wfile.flush()
+                    time.sleep(0.05)
+                self.wfile.write(said["content"])
 
         def log_message(self, *_: object) -> None: ...
 
@@ -207,6 +217,46 @@ def issuer(port: int, said: dict) -> Iterator[list[str]]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def test_an_issuer_that_says_nothing_usable_too_much_or_too_slowly_changes_nothing(monkeypatch, caplog) -> None:
+    seconds = {"GLANCE_SECONDS": 0.02, "RETRY_SECONDS": 0.05, "ASK_AGAIN_SECONDS": 0.1, "FETCH_SECONDS": 0.5}
+    for name, value in seconds.items():
+        monkeypatch.setattr(reloaded, name, value)
+    port, observer = free_port(), Counted()
+    settings = Settings(jwks=f"http://127.0.0.1:{port}/keys", jwt_issuer=ISSUER, jwt_audience=AUDIENCE)
+    gate = open_gate(settings, observer)
+    assert gate is not None
+    door = door_with(gate)
+
+    def status(shown: bytes) -> int:
+        return answer_to(door, "/metadata", (b"authorization", b"Bearer " + shown))[0]
+
+    good = {"status": 200, "content": BOTH, "pieces": []}
+    faults = {
+        "it is no JWKS": {"content": b"<html>down for maintenance</html>"},
+        "no key in it can verify": {"content": jwks()},
+        "does not end within 1048576 bytes": {"content": b" " * 2**21 + BOTH},
+        "bytes and 0.5 s": {"pieces": [b" "] * 40},
+        "it answered 302": {"status": 302},
+    }
+    said = dict(good)
+    shown = token()
+    gate.start()
+    try:
+        with issuer(port, said) as asked:
+            wait_for(lambda: status(shown) == 503)
+            for sentence, fault in faults.items():
+                caplog.clear()
+                said.update(fault)
+                wait_for(lambda: status(token(name="made-up")) == 401 and observer.stale["jwks"])
+                assert sentence in caplog.text
+                assert status(shown) == 503
+                said.update(good)
+                wait_for(lambda: not observer.stale["jwks"])  # without anybody asking
+            assert set(asked) == {"/keys"}
+    finally:
+        gate.close()
 
 
 def test_an_issuer_that_is_away_is_asked_again_and_what_it_said_holds_meanwhile(monkeypatch, caplog) -> None:

@@ -14,10 +14,11 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from rollouts import Versions
 from test_rollout_changes import home  # noqa: F401  # a fixture
 
-from tabserve import cli
+from tabserve import cli, deployments
 from tabserve.lifecycle import canary_watch, changes
 from tabserve.lifecycle.canary_judge import Limits, Seen, judge
 from tabserve.lifecycle.canary_watch import Look, Plan, counts_of, quantile, watch
+from tabserve.lifecycle.comparison import Decision, Verdict
 from tabserve.telemetry import DURATION_BUCKETS
 
 GOOD = Seen(10_000, 10, 0.05)
@@ -83,6 +84,7 @@ class Service:
 
     behaves: Callable[[int], tuple[int, int, float]]
     """Look to requests of the canary, errors among them, and the latency of all in seconds."""
+    tag: str
     looks: int = 0
     is_away: bool = False
     url: str = ""
@@ -102,15 +104,15 @@ class Service:
             self.duration.labels("m:1", "champion").observe(0.01)
         self.requests.labels("m:1", "champion", "200").inc(1000)
         for _ in range(n_requests):
-            self.duration.labels("m:2", "challenger").observe(seconds)
-        self.requests.labels("m:2", "challenger", "500").inc(n_errors)
-        self.requests.labels("m:2", "challenger", "200").inc(n_requests - n_errors)
+            self.duration.labels(self.tag, "challenger").observe(seconds)
+        self.requests.labels(self.tag, "challenger", "500").inc(n_errors)
+        self.requests.labels(self.tag, "challenger", "200").inc(n_requests - n_errors)
         return generate_latest(self.registry)
 
 
 @pytest.fixture
-def service() -> Iterator[Service]:
-    found = Service(lambda _: (300, 0, 0.02))
+def service(versions: Versions) -> Iterator[Service]:
+    found = Service(lambda _: (300, 0, 0.02), versions.small)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -148,7 +150,7 @@ def test_a_good_canary_goes_up_step_by_step_and_is_promoted(home: Path, versions
 
     assert cli.main(canary(versions, service, "--by", "header:x-user")) == 0
 
-    done = changes.history(home)[1:]
+    done = deployments.history(home)[1:]
     assert [change.action for change in done] == ["canary", "canary", "canary", "canary_promote"]
     shares = [change.after.challenger.share for change in done[:-1] if change.after.challenger]
     assert shares == [5, 50, 100]
@@ -175,12 +177,52 @@ def test_a_canary_that_gets_bad_at_the_second_step_goes_back_by_itself(
 
     assert cli.main(canary(versions, service)) == 1
 
-    done = changes.history(home)
+    done = deployments.history(home)
     assert [change.action for change in done] == ["promote", "canary", "canary", "stop"]
     assert "canary at 50 %: " in done[-1].why
     assert reason in done[-1].why
     assert changes.current(home).challenger is None
     assert changes.current(home).champion == versions.first
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_canary_that_has_to_be_proved_better_stays_at_its_last_step_where_labels_do_not_show_it(
+    home: Path, versions: Versions, service: Service, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    changes.promote(home, versions.first, "the first one")
+
+    assert cli.main(canary(versions, service, "--needs", "better", "--log-url", (tmp_path / "log").as_uri())) == 3
+
+    challenger = changes.current(home).challenger
+    assert challenger is not None
+    assert (challenger.model, challenger.share) == (versions.small, 100)
+    assert "canary passed 5, 50, 100 %: 0.00 % errors" in caplog.text
+    assert "asked for better, found inconclusive: 0 labelled rows, at least 2,000 are needed" in caplog.text
+
+
+@pytest.mark.parametrize(("verdict", "action"), [("better", "canary_promote"), ("worse", "stop")])
+def test_what_labelled_rows_say_after_the_last_step_decides_and_stands_in_the_history(
+    home: Path, versions: Versions, verdict: Verdict, action: str
+) -> None:
+    changes.promote(home, versions.first, "the first one")
+    n_requests = iter(range(0, 10_000, 1000))
+
+    def look() -> Look:
+        return Look({("r", canary_watch.REQUESTS, "challenger", "200"): float(next(n_requests))})
+
+    ended = watch(
+        home,
+        Plan(versions.small, [100], 0.001),
+        look,
+        threading.Event(),
+        lambda: Decision("better", verdict, "2 points"),
+    )
+
+    assert ended is not None
+    assert ended.is_promoted == (verdict == "better")
+    last = deployments.history(home)[-1]
+    assert (last.action, last.why) == (action, ended.why)
+    assert last.why.endswith(f"; asked for better, found {verdict}: 2 points")
 
 
 @pytest.mark.usefixtures("at_once")
@@ -191,19 +233,19 @@ def test_a_service_that_does_not_answer_is_waited_for_and_then_given_up(
     changes.promote(home, versions.first, "the first one")
 
     assert cli.main(canary(versions, service)) == 1
-    assert "the service did not answer" in changes.history(home)[-1].why
+    assert "the service did not answer" in deployments.history(home)[-1].why
 
 
 def test_whoever_stops_a_canary_meanwhile_has_the_last_word(home: Path, versions: Versions) -> None:
     changes.promote(home, versions.first, "the first one")
 
     def look() -> Look:
-        if len(changes.history(home)) == 2:
+        if len(deployments.history(home)) == 2:
             changes.stop(home, "enough")
         return Look({})
 
     assert watch(home, Plan(versions.small, [5, 100], 0.001), look, threading.Event()) is None
-    assert changes.current(home) == changes.history(home)[0].after
+    assert changes.current(home) == deployments.history(home)[0].after
 
 
 def test_who_ends_the_watch_leaves_the_canary_at_its_share(home: Path, versions: Versions) -> None:
@@ -228,4 +270,4 @@ def test_metrics_that_are_none_are_a_fault_that_is_said(tmp_path: Path) -> None:
             pass
 
     with serving(Handler) as url, home_in_use(tmp_path), pytest.raises(ValueError, match="."):
-        counts_of([url])
+        counts_of([url], "m:2")

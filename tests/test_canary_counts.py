@@ -22,6 +22,7 @@ from tabserve.lifecycle.canary_watch import (
 from tabserve.rollout_telemetry import ARM_BUCKETS
 
 LIMITS = Limits()
+TAG = "m:2"
 INF = float("inf")
 STABLE = Seen(9500, 5, 0.05, n_slow=0)
 
@@ -37,10 +38,10 @@ class Replica:
             "tabserve_variant_duration_seconds", "", labels, buckets=ARM_BUCKETS, registry=self.registry
         )
 
-    def answered(self, n_requests: int, *, of: str = "challenger", status: str = "200", seconds: float = 0.02) -> None:
+    def answered(self, n_requests: int, *, by: str = TAG, status: str = "200", seconds: float = 0.02) -> None:
         for _ in range(n_requests):
-            self.requests.labels("m:2", of, status).inc()
-            self.duration.labels("m:2", of).observe(seconds)
+            self.requests.labels(by, "challenger", status).inc()
+            self.duration.labels(by, "challenger").observe(seconds)
 
     def exposition(self) -> bytes:
         return generate_latest(self.registry)
@@ -51,7 +52,7 @@ def look(*replicas: Replica) -> Counts:
     found: Counts = {}
     for number, replica in enumerate(replicas):
         with exposing(replica.exposition) as address:
-            counts = counts_of([f"http://{address}/metrics"])
+            counts = counts_of([f"http://{address}/metrics"], TAG)
         found |= {(str(number), *key[1:]): count for key, count in counts.items()}
     return found
 
@@ -78,6 +79,17 @@ def test_what_is_slow_is_counted_within_its_bucket_as_the_quantile_is() -> None:
     assert slower_than(0.7, buckets) == 1
     assert slower_than(0.3, {}) is None
     assert quantile(0.95, buckets) == pytest.approx(0.3)
+
+
+def test_what_an_earlier_challenger_did_is_no_fault_of_this_one() -> None:
+    replica = Replica()
+    before = Look(look(replica))
+    replica.answered(300)
+    replica.answered(900, by="m:1", status="500")
+
+    stable, canary = sides(before, Look(look(replica)), 0.3)
+
+    assert (canary.n_requests, canary.n_errors, stable.n_requests) == (300, 0, 0)
 
 
 @pytest.mark.parametrize("n_requests", [200, 500, 2000])
@@ -129,10 +141,10 @@ def test_a_prometheus_is_asked_for_the_counters_of_a_job() -> None:
             pass
 
     with serving(Handler) as url:
-        found = counts_in_prometheus(f"{url}/", 'the "job"')
+        found = counts_in_prometheus(f"{url}/", 'the "job"', TAG)
         up.clear()
         with pytest.raises(OSError, match="is up, as Prometheus says"):
-            counts_in_prometheus(url, "gone")
+            counts_in_prometheus(url, "gone", TAG)
 
     assert found == {("a", names[0], "challenger", "500"): 12, ("a", names[1], "challenger", "+Inf"): 30}
     assert all(r'job="the \"job\""' in expression for expression in asked[:2])

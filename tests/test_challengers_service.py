@@ -1,15 +1,24 @@
 """Challengers beside the champion of a running service, and what the commands find in what it wrote: A/B, canary."""
 
+import json
+import os
 import re
+import signal
+import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
-from conftest import home_in_use, wait_for
-from rollouts import Following, Versions, ask_many, following
+from alert_programs import prometheus
+from conftest import home_in_use, lines_of, wait_for
+from rollouts import Callers, Following, Versions, ask_many, following, scores_of
 from test_http import TUTORIAL_ROW
 
 from tabserve import cli
@@ -17,10 +26,12 @@ from tabserve.commands import ab_result as ab_result_module
 from tabserve.contract import MAX_ROWS
 from tabserve.history.records import opened, readable_place
 from tabserve.history.window import Window, last
-from tabserve.rollout_state import ROLLOUT_FILE, read_rollout
+from tabserve.lifecycle.guard import Guard
+from tabserve.rollout_state import RolloutState, read_rollout
 
 FEATURE = "mean radius"
 SEED = 11
+ROLLBACK_SECONDS = 2.0  # what is promised
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +56,7 @@ def served(at_work: Following) -> Iterator[Following]:
 def begin(served: Following, *command: str) -> None:
     """Has a command change the rollout, and waits until both workers do as it says."""
     assert cli.main(list(command)) == 0
-    state = read_rollout(served.versions.home / ROLLOUT_FILE)
+    state = read_rollout(served.file)
     assert state is not None
     assert state.challenger is not None
     of = f"; {state.challenger.mode} of {state.challenger.model} for {state.challenger.share:g} %"
@@ -168,3 +179,118 @@ def test_an_ab_test_by_a_header_says_that_the_log_has_no_keys_and_how_far_its_re
     assert f"challenger  {len(few[small] + more[small]):>10,}" in page
     # Of the twenty without the header nobody chose who answers: they are the champion's, and no control.
     assert f"control     {560 - len(few[small] + more[small]):>10,}" in page
+
+
+# --- the canary that goes by itself
+
+
+def canary(tag: str, *more: str) -> list[str]:
+    """The command; the p99 of a busy machine is no reason to go back here."""
+    return ["canary", tag, "--max-p99", "10000", *more]
+
+
+@contextmanager
+def labelled_callers(served: Following) -> Iterator[None]:
+    """Somebody asks for batches until it is over, and says that what the first version answers came true."""
+    is_over = threading.Event()
+    body = {"instances": [TUTORIAL_ROW] * 20}
+
+    def ask(client: httpx.Client) -> None:
+        right = int(scores_of(served.versions.load(served.versions.first), [TUTORIAL_ROW])[0].argmax())
+        while not is_over.is_set():
+            answers = client.post("/predict/batch", json=body).raise_for_status().json()["predictions"]
+            labels = [{"prediction_id": one["prediction_id"], "label": right} for one in answers]
+            client.post("/feedback", json={"labels": labels}).raise_for_status()
+
+    with served.service.client() as client:
+        asking = threading.Thread(target=ask, args=(client,))
+        asking.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            asking.join()
+
+
+def test_a_canary_whose_answers_do_not_come_true_goes_back_by_itself_although_it_is_fast_and_never_fails(
+    served: Following, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, moody = served.versions.first, served.versions.moody
+    begin(served, "canary", moody, "--share", "50")  # loaded while it is well
+    served.mood.write_text("lies")
+
+    with labelled_callers(served):
+        code = cli.main(canary(moody, "--steps", "50,100", "--every", "2s", "--metrics", f"{served.url}/metrics"))
+
+    assert code == 1
+    said = capsys.readouterr().out
+    assert re.search(
+        r"canary at 50 %: 0\.00 % of [\d,]+ labels are as predicted, 100\.00 % of [\d,]+ where it is", said
+    )
+    state = read_rollout(served.file)
+    assert state == RolloutState(champion=first)
+    wait_for(lambda: served.metadata()["challenger"] is None)
+
+
+@pytest.mark.needs_program("prometheus")
+def test_a_real_prometheus_that_scrapes_the_service_sends_a_canary_back_and_lets_a_good_one_up(
+    served: Following, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, small, moody = served.versions.first, served.versions.small, served.versions.moody
+    begin(served, "canary", moody, "--share", "50")
+    served.mood.write_text("raises")
+    nobody = "127.0.0.1:9"  # who would be told of alerts
+    address = served.url.removeprefix("http://")
+    with prometheus(tmp_path, nobody, tabserve=address) as server, Callers(served.url, a_second=200).asking():
+        by = ["--prometheus", server.url, "--every", "3s", "--no-labels"]
+        assert cli.main(canary(moody, "--steps", "50,100", *by)) == 1
+        assert re.search(
+            r"canary at 50 %: 100\.00 % of \d+ requests failed, at most 1\.00 % may", capsys.readouterr().out
+        )
+        assert read_rollout(served.file) == RolloutState(champion=first)
+        assert cli.main(canary(small, "--steps", "100", *by)) == 0
+        assert capsys.readouterr().out.startswith("canary passed 100 %: 0.00 % errors, p99 ")
+        wait_for(lambda: served.metadata()["champion"] == small)
+
+
+def test_an_alert_takes_a_running_service_back_to_the_champion_before(served: Following) -> None:
+    first, small, home = served.versions.first, served.versions.small, served.versions.home
+    assert cli.main(["promote", small, "--why", "smaller"]) == 0
+    wait_for(lambda: all(f"model {small} is" in said for said in served.in_service().values()))
+    name, _, version = small.partition(":")
+    alert = {
+        "status": "firing",
+        "labels": {"alertname": "TabserveAccuracyLow", "model": name, "model_version": version},
+    }
+    message = json.dumps({"version": "4", "groupKey": "{}", "alerts": [alert]}).encode()
+    with Callers(served.url, a_second=100).asking() as callers:
+        begun = time.monotonic()
+        assert Guard(home, timedelta(hours=1)).take(message).startswith(f"gone back from {small} to {first}")
+        wait_for(lambda: all(f"model {first} is" in said for said in served.in_service().values()))
+        assert Guard(home, timedelta(hours=1)).take(message).startswith("it is about another version")
+        time.sleep(0.2)  # the last ones asked
+
+    late = [moment for moment, _, answer in callers.answers if answer["model_version"] == small]
+    assert max(late, default=begun) - begun < ROLLBACK_SECONDS
+    assert {status for _, status, _ in callers.answers} == {200}
+    assert callers.answers[-1][2]["model_version"] == first
+
+
+def test_a_worker_that_is_started_again_has_the_champion_before_loaded_and_goes_back_at_once(served: Following) -> None:
+    first, moody = served.versions.first, served.versions.moody
+    for tag in (first, moody, first):
+        if read_rollout(served.file) != RolloutState(champion=tag):
+            assert cli.main(["promote", tag, "--why", "one after the other"]) == 0
+            wait_for(lambda tag=tag: all(f"model {tag} is" in said for said in served.in_service().values()))
+    before = set(served.in_service())
+    os.kill(min(before), signal.SIGKILL)
+
+    wait_for(lambda: len(served.in_service().keys() - before) == 1)
+    (again,) = served.in_service().keys() - before
+    said = again, f"model {moody} is loaded too, for a rollback"
+    wait_for(lambda: said in [(line["process"], line["message"]) for line in lines_of(served.service)])
+    assert served.in_service()[again].startswith(f"model {first} is in service")
+    served.say(moody)
+    begun = time.monotonic()
+    wait_for(lambda: all(f"model {moody} is" in said for said in served.in_service().values()))
+    assert time.monotonic() - begun < ROLLBACK_SECONDS

@@ -20,7 +20,7 @@ from tables import customers
 from test_quality import coded as coded_frame
 from test_quality import write_labels
 
-from tabserve import cli, model_store
+from tabserve import cli, deployments, model_store
 from tabserve.contract import Contract, Feature, Rows
 from tabserve.engine import Engine, Scores
 from tabserve.history.records import opened, readable_place
@@ -334,7 +334,7 @@ def test_a_promotion_that_needs_a_proof_is_made_with_it_and_the_history_says_whi
         assert cli.main(["evaluate", second, *where]) == 1
         assert cli.main(["evaluate", first, "--against", second, *where, "--need", "better"]) == 0
     assert changes.current(home).champion == first
-    assert len(changes.history(home)) == 1
+    assert len(deployments.history(home)) == 1
     assert caplog.messages[-1] == f"{first} stays"
 
     def meanwhile(*said: object, **named: object) -> Evaluation:
@@ -352,7 +352,9 @@ def test_a_promotion_that_needs_a_proof_is_made_with_it_and_the_history_says_whi
     assert cli.main(["promote", second, *where, "--needs", "not-worse", "--why", "the weekly one"]) == 0
     assert capsys.readouterr().out.endswith(f"\n{second}\n")
     assert changes.current(home).champion == second
-    assert changes.history(home)[-1].why.startswith("the weekly one; asked for not worse, found not worse: accuracy 0.")
+    assert deployments.history(home)[-1].why.startswith(
+        "the weekly one; asked for not worse, found not worse: accuracy 0."
+    )
 
 
 def test_what_comparing_needs_and_is_not_installed_is_named(

@@ -15,6 +15,7 @@ from rollouts import Versions
 from test_rollout_changes import home  # noqa: F401  # a fixture
 
 from loadtest.processes import running
+from tabserve import deployments
 from tabserve.lifecycle import changes
 from tabserve.lifecycle.guard import ALERTS, MOST_BYTES, Guard, server
 
@@ -53,7 +54,7 @@ def test_an_alert_of_a_version_that_was_just_promoted_goes_back_once_whoever_rep
     assert (first.status_code, again.status_code) == (200, 200)
     assert first.json()["done"] == f"gone back from {versions.small} to {versions.first}: TabserveAccuracyLow"
     assert again.json()["done"] == f"it is about another version than {versions.first}, which answers"
-    done = changes.history(promoted)
+    done = deployments.history(promoted)
     assert [change.action for change in done] == ["promote", "promote", "rollback"]
     assert done[-1].why == f"alert TabserveAccuracyLow of {versions.small}"
 
@@ -93,14 +94,14 @@ def test_what_is_no_reason_changes_nothing(promoted: Path, url: str, told: dict,
 
     assert response.status_code == 200
     assert answer in response.json()["done"]
-    assert len(changes.history(promoted)) == 2
+    assert len(deployments.history(promoted)) == 2
 
 
 def test_a_version_that_was_promoted_long_ago_is_a_matter_for_people(promoted: Path) -> None:
     said = Guard(promoted, timedelta(0)).take(json.dumps(message("TabserveErrorsHigh")).encode())
 
     assert "a matter for people" in said
-    assert len(changes.history(promoted)) == 2
+    assert len(deployments.history(promoted)) == 2
 
 
 def test_what_should_be_gone_back_from_and_cannot_is_asked_for_again_by_alertmanager(
@@ -117,7 +118,7 @@ def test_what_should_be_gone_back_from_and_cannot_is_asked_for_again_by_alertman
 @pytest.mark.parametrize("body", [b"", b"no JSON", b"{}", b"[]", b'{"groupKey": 1, "alerts": [{}]}', b"[" * 100_000])
 def test_what_is_no_message_of_alertmanagers_is_400(promoted: Path, url: str, body: bytes) -> None:
     assert httpx.post(url, content=body).status_code == 400
-    assert len(changes.history(promoted)) == 2
+    assert len(deployments.history(promoted)) == 2
 
 
 def test_a_message_that_is_too_long_is_not_read(promoted: Path, url: str) -> None:
@@ -153,4 +154,4 @@ def test_a_real_alertmanager_with_our_route_has_it_go_back(
         alert = {"labels": {"alertname": "TabserveErrorsHigh", "severity": "critical", "job": "tabserve"}}
         httpx.post(f"http://127.0.0.1:{port}/api/v2/alerts", json=[alert]).raise_for_status()
         wait_for(lambda: changes.current(promoted).champion == versions.first, 30)
-    assert changes.history(promoted)[-1].why == f"alert TabserveErrorsHigh of {versions.small}"
+    assert deployments.history(promoted)[-1].why == f"alert TabserveErrorsHigh of {versions.small}"

@@ -35,11 +35,11 @@ from test_training import OWN_PIPELINE, small_table
 import train as train_command
 from monitoring.watching.retraining import read_triggers
 from monitoring.watching.trigger import Call
-from tabserve import cli, model_store
+from tabserve import cli, deployments, model_store
 from tabserve.contract import MAX_ROWS, Contract, Feature
 from tabserve.history.records import opened, readable_place
 from tabserve.history.window import BadQuestionError, Which, Window, last
-from tabserve.lifecycle import changes, labelled_rows
+from tabserve.lifecycle import labelled_rows
 from tabserve.lifecycle.contenders import Contenders
 from tabserve.lifecycle.evaluation import evaluate_log
 from tabserve.lifecycle.labelled_rows import LabelledRows, WindowRows
@@ -557,11 +557,11 @@ def test_a_service_whose_world_changed_is_watched_retrained_proved_and_better_af
     assert of_shadow[:2] == (challenger, "shadow")
     assert min(of_shadow[3], promoted[3]) > old[3] + 0.15
     # And the history who decided what.
-    assert [(change.action, change.after.champion) for change in changes.history(stream.home)] == [
+    assert [(change.action, change.after.champion) for change in deployments.history(stream.home)] == [
         ("promote", stale.tag),
         ("shadow", stale.tag),
         ("promote", challenger),
     ]
-    whys = [change.why for change in changes.history(stream.home)]
+    whys = [change.why for change in deployments.history(stream.home)]
     assert whys[1] == trigger.reasons[0]
     assert whys[2].startswith("asked for better, found better: accuracy 0.")

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rollouts import Versions
 
-from tabserve import cli
+from tabserve import cli, deployments, model_store
 from tabserve.audit import AUDIT_FILE
 from tabserve.chained_log import BrokenChainError, ChainedLog
 from tabserve.contract import Contract, Feature
@@ -54,7 +54,7 @@ def test_a_promotion_is_written_and_the_history_and_the_audit_log_say_who_and_wh
     changes.promote(home, versions.small, "a smaller one")
 
     assert said(home) == RolloutState(champion=versions.small)
-    first, second = changes.history(home)
+    first, second = deployments.history(home)
     assert first.before is None
     assert (second.action, second.before, second.after) == ("promote", first.after, said(home))
     assert (second.why, "@" in second.who) == ("a smaller one", True)
@@ -91,7 +91,7 @@ def test_a_version_that_cannot_be_loaded_is_neither_promoted_nor_gone_back_to(
         with pytest.raises(ModelRefusedError):
             change()
     assert said(home).champion == versions.small
-    assert len(changes.history(home)) == 2
+    assert len(deployments.history(home)) == 2
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,15 @@ def test_what_cannot_be_promoted_is_refused_with_a_sentence_and_all_stays(
 
     assert sentence.format(**names) in str(refused.value)
     assert said(home) == RolloutState(champion=versions.first)
-    assert len(changes.history(home)) == 1
+    assert len(deployments.history(home)) == 1
+
+
+def test_of_a_contract_that_has_little_to_do_with_the_other_one_some_faults_are_named(
+    home: Path, versions: Versions
+) -> None:
+    changes.promote(home, versions.first, "the first one")
+    with pytest.raises(BadRolloutError, match=r"a row that is a list has 5 values.*; and 25 more\. Tell them"):
+        changes.promote(home, versions.other, "another table")
 
 
 def test_another_contract_may_be_promoted_where_somebody_says_so(home: Path, versions: Versions) -> None:
@@ -239,7 +247,7 @@ for number in range(3):
     running = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment(home)) for _ in range(3)]
     assert [process.wait(60) for process in running] == [0, 0, 0]
 
-    done = changes.history(home)
+    done = deployments.history(home)
     assert len(done) >= 7
     assert [change.before for change in done[1:]] == [change.after for change in done[:-1]], "each saw the one before"
     assert done[-1].after == said(home)
@@ -260,9 +268,11 @@ def test_a_change_that_did_not_come_true_because_its_process_died_is_said_by_the
         with pytest.raises(KeyboardInterrupt):
             changes.promote(home, versions.small, "never came true")
 
+    (home / f".{ROLLOUT_FILE}-half").write_text("champ")  # what it leaves when it dies while it writes
     changes.promote(home, versions.moody, "the next one")
 
-    assert [change.action for change in changes.history(home)] == ["promote", "promote", "found", "promote"]
+    assert not list(home.glob(f".{ROLLOUT_FILE}-*"))
+    assert [change.action for change in deployments.history(home)] == ["promote", "promote", "found", "promote"]
     assert changes.rollback(home, "back").champion == versions.first, "and not the one that never answered"
 
 
@@ -272,7 +282,7 @@ def test_what_somebody_wrote_by_hand_is_noticed_by_the_next_change(home: Path, v
 
     changes.promote(home, versions.moody, "the next one")
 
-    found = changes.history(home)[1]
+    found = deployments.history(home)[1]
     assert (found.action, found.after.champion) == ("found", versions.small)
     assert changes.rollback(home, "back").champion == versions.small
 
@@ -281,18 +291,43 @@ def test_a_file_that_cannot_be_used_is_not_written_over(home: Path, versions: Ve
     changes.promote(home, versions.first, "the first one")
     (home / ROLLOUT_FILE).write_text(f"champion: {versions.first}\nchallanger: typo\n")
 
-    with pytest.raises(BadRolloutError, match="challanger is no key of it"):
+    with pytest.raises(BadRolloutError, match="challanger is no key of it.*mend it by hand, or move it away"):
         changes.promote(home, versions.small, "over it")
     assert "challanger" in (home / ROLLOUT_FILE).read_text()
 
 
-def test_a_history_that_was_tampered_with_stops_the_next_change(home: Path, versions: Versions) -> None:
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("", "the file has no keys"),
+        (
+            "champion: a:1\nchallenger: {model: b:1, mode: canary, share: 101}",
+            "share: expected less than or equal to 100, got 101",
+        ),
+        (
+            "champion: a:1\nchallenger: {model: b:1, mode: cannary, share: 5}",
+            "mode: expected 'shadow', 'canary' or 'ab'",
+        ),
+        ("champion: a:1\nchallenger: {model: b:1, mode: ab, share: 5}", "an A/B test needs `by`"),
+    ],
+)
+def test_a_rollout_file_that_cannot_be_used_says_what_was_expected_and_came(content: str, sentence: str) -> None:
+    with pytest.raises(BadRolloutError) as refused:
+        RolloutState.parse(content)
+    assert sentence in str(refused.value)
+
+
+def test_a_history_that_was_tampered_with_stops_the_next_change_and_says_what_to_do(
+    home: Path, versions: Versions, caplog: pytest.LogCaptureFixture
+) -> None:
     changes.promote(home, versions.first, "the first one")
-    path = home / changes.HISTORY_FILE
+    path = home / deployments.HISTORY_FILE
     path.write_text(path.read_text().replace("the first one", "the best one"))
 
     with pytest.raises(BrokenChainError, match="line 1 of .* is not as written"):
         changes.promote(home, versions.small, "after it")
+    assert cli.main(["pause", "--why", "to look at it"]) == 3
+    assert caplog.messages[-1].endswith("move the file away, and keep it")
     assert said(home).champion == versions.first
 
 
@@ -308,11 +343,10 @@ def test_the_command_line_tells_the_story(
     assert command(capsys, "promote", versions.small, "--why", "smaller")[0] == 0
     assert command(capsys, "canary", versions.moody, "--share", "5")[0] == 0
     shown = command(capsys, "models")[1].splitlines()
-    uses = {line.split()[0]: line.rpartition("  ")[2] for line in shown[1:]}
+    uses = {line.split()[0]: line.rpartition("  ")[2] for line in shown if line}
     assert uses[versions.small] == "champion"
     assert uses[versions.moody] == "canary 5 %"
     assert uses[versions.first] == "champion before"
-    assert "accuracy 0.9" in shown[1]
     assert command(capsys, "stop")[0] == 0
     assert command(capsys, "rollback", "--why", "slower") == (0, f"{versions.first}\n")
     told = command(capsys, "history")[1]
@@ -320,10 +354,40 @@ def test_the_command_line_tells_the_story(
     assert told.rstrip().endswith("slower")
 
 
+def test_the_table_of_versions_is_as_wide_as_a_terminal_and_leaves_nothing_out(
+    home: Path, versions: Versions, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes.promote(home, versions.first, "the first one")
+    by = "header:x-the-user-of-the-shop-in-the-north"
+    changes.challenge(home, Challenger(model=versions.small, mode="ab", share=50, by=by), "a test")
+    (home / "models" / versions.moody.replace(":", "/") / "metadata.json").write_text("{")
+
+    shown = command(capsys, "models")[1]
+
+    lines = shown.splitlines()
+    assert max(map(len, lines)) <= 100
+    metadata = model_store.read_metadata(model_store.find(versions.small))
+    of_small = next(number for number, line in enumerate(lines) if line.startswith(versions.small))
+    assert lines[of_small].split()[-3:] == [
+        f"{metadata['test_metrics']['accuracy']:.4f}",
+        f"{metadata['test_metrics']['roc_auc']:.4f}",
+        model_store.find(versions.small).contract_hash[:12],
+    ]
+    assert lines[of_small + 1] == f"    ab 50 % by {by}"
+    headers = [line.split() for line in lines if line.startswith("version")]
+    assert ["version", "trained", "accuracy", "roc_auc", "contract", "used", "as"] in headers
+    assert ["version", "trained", "accuracy", "f1_macro", "contract", "used", "as"] in headers
+    assert next(line for line in lines if line.startswith(versions.moody)).endswith("  damaged")
+
+    shutil.rmtree(home / "models" / versions.first.replace(":", "/"))
+    assert command(capsys, "models")[1].endswith(f"\n{versions.first} is not in the store: champion\n")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         ("canary", "a:b"),
+        ("canary", "a:b", "--share", "5", "--needs", "better"),
         ("canary", "a:b", "--share", "0"),
         ("canary", "a:b", "--share", "101"),
         ("canary", "a:b", "--share", "nan"),

@@ -14,7 +14,7 @@ import pytest
 from alert_programs import alertmanager, receiving
 from conftest import BUILT_IN, TrainedModels, home_in_use, wait_for
 
-from tabserve import cli, model_store
+from tabserve import cli, deployments, model_store
 from tabserve.audit import AUDIT_FILE
 from tabserve.chained_log import BrokenChainError
 from tabserve.lifecycle import changes
@@ -107,7 +107,7 @@ def test_what_could_not_be_read_again_is_never_written(
 
     assert code == 2
     assert changes.current(home) == RolloutState(champion=tags.first)
-    assert len(changes.history(home)) == 1
+    assert len(deployments.history(home)) == 1
 
 
 def test_what_cannot_be_audited_is_not_done(home: Path, tags: Tags) -> None:
@@ -116,7 +116,7 @@ def test_what_cannot_be_audited_is_not_done(home: Path, tags: Tags) -> None:
     with pytest.raises(BrokenChainError, match="audit"):
         changes.promote(home, tags.small, "smaller")
     assert changes.current(home).champion == tags.first
-    assert len(changes.history(home)) == 1
+    assert len(deployments.history(home)) == 1
 
 
 def test_a_rollback_that_died_before_it_was_written_did_not_happen(
@@ -128,8 +128,8 @@ def test_a_rollback_that_died_before_it_was_written_did_not_happen(
     with dying(monkeypatch), pytest.raises(KeyboardInterrupt):
         changes.rollback(home, "slow", key="a key")
 
-    assert [change.action for change in changes.history(home)] == ["promote", "promote", "rollback"]
-    assert [change.action for change in changes.happened(home)] == ["promote", "promote"]
+    assert [change.action for change in deployments.history(home)] == ["promote", "promote", "rollback"]
+    assert [change.action for change in deployments.happened(home)] == ["promote", "promote"]
     assert changes.rollback(home, "slow", key="a key").champion == tags.first
     with pytest.raises(BadRolloutError):
         changes.rollback(home, "slow", key="a key")
@@ -162,7 +162,7 @@ def test_a_watch_that_is_started_again_goes_on_at_the_share_where_the_canary_is(
 
     assert isinstance(ended, Ended)
     assert ended.is_promoted
-    states = [change.after.challenger for change in changes.history(home)[1:]]
+    states = [change.after.challenger for change in deployments.history(home)[1:]]
     assert [state.share if state else None for state in states] == [50, 100, None]
     assert "canary passed 50, 100 %" in ended.why
 
@@ -180,7 +180,7 @@ def test_a_watch_of_what_is_champion_already_has_nothing_to_do(home: Path, tags:
     ended = watch(home, Plan(tags.first, [5, 100], 60), lambda: busy(0), threading.Event())
 
     assert ended == Ended(is_promoted=True, why=f"{tags.first} is champion already")
-    assert len(changes.history(home)) == 1
+    assert len(deployments.history(home)) == 1
 
 
 @pytest.mark.parametrize("is_bad", [False, True], ids=["it would go on", "it would go back"])
@@ -301,5 +301,5 @@ def test_a_real_alertmanager_has_the_guard_go_back_once_and_tells_people_all_the
     listening.shutdown()
     listening.server_close()
 
-    assert [change.action for change in changes.history(home)] == ["promote", "promote", "rollback"]
-    assert changes.history(home)[-1].why == f"alert TabserveErrorsHigh of {tags.small}"
+    assert [change.action for change in deployments.history(home)] == ["promote", "promote", "rollback"]
+    assert deployments.history(home)[-1].why == f"alert TabserveErrorsHigh of {tags.small}"

@@ -3,22 +3,25 @@
 import datetime as dt
 import ipaddress
 import json
-import shutil
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
+import jwt
 import pytest
-from conftest import BUILT_IN, CUSTOMERS, ROOT, Service, TrainedModels, environment, start_service, stop, wait_for
+from conftest import CUSTOMERS, ROOT, Service, TrainedModels, environment, start_service, stop, train, wait_for
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from tables import PLANS, customers
 from test_http import CUSTOMER, TUTORIAL_ROW
 
+from tabserve.access.api_keys import KeyFile
 from tabserve.contract import Contract
 from tabserve.prediction_log import CannotKeepError
 from tabserve.prediction_log.opening import open_prediction_log, usable_url
@@ -28,23 +31,44 @@ from tabserve.tls import check_tls
 from tabserve.validation import HIDDEN, InvalidRowsError, RowReader
 
 PAGE = "https://page.example"
+PERSONAL = "people"  # a model of customers whose age and income are personal
+AGE, INCOME = 47110815, 47110816.25  # of nobody in the table
+PERSON = {**CUSTOMER, "age": AGE, "income": INCOME}
 SECRETS = {
     "the password of the database": "pw-J7sQxk2V",
     "the key of personal features": "k3y-fb2c41d09e8a7766554433221100aabb",
     "the token of the receiver of traces": "t0ken-5f0c9a",
     "the password of TLS": "tlspw-90cc1d",
+    "the password of Redis": "r3dis-41aa07",
+    "what a stranger tried": "ts_0123456789ab_gu3ss-7d1e",
 }
 
 
 @dataclass(frozen=True)
 class Exposed:
     service: Service
+    home: Path
     certificate: Path
+    key: str
+    """Opens all."""
+    secrets: dict[str, str]
+    """What must be in no output, by what it is."""
+    said: str
+    """By `tabserve keys`, and in the audit log that knows of it."""
 
-    def client(self) -> httpx.Client:
+    def client(self, shown: str | None = None) -> httpx.Client:
         return httpx.Client(
-            base_url=self.service.url, verify=ssl.create_default_context(cafile=str(self.certificate)), timeout=30
+            base_url=self.service.url,
+            verify=ssl.create_default_context(cafile=str(self.certificate)),
+            timeout=30,
+            headers={"Authorization": f"Bearer {shown or self.key}"},
         )
+
+
+def say_keys(home: Path, file: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tabserve", "keys", *arguments, "--file", str(file)]
+    settings = {"TABSERVE_LOG_LEVEL": "DEBUG"}
+    return subprocess.run(command, cwd=ROOT, env=environment(home, **settings), capture_output=True, text=True)
 
 
 def write_certificate(folder: Path, password: str | None = None) -> tuple[Path, Path]:
@@ -68,12 +92,37 @@ def write_certificate(folder: Path, password: str | None = None) -> tuple[Path, 
 
 
 @pytest.fixture(scope="module")
-def exposed(models: TrainedModels, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exposed]:
-    """Its database and its receiver of traces are away, and its audit log cannot be written."""
+def exposed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exposed]:
+    """Its database, its Redis and its receiver of traces are away, and its audit log cannot be written."""
     folder = tmp_path_factory.mktemp("exposed")
     home = folder / "home"
-    shutil.copytree(models.home / "models", home / "models")
+    rules = "features: {age: {personal: true, min: 0, max: 90000000}, income: {personal: true}}"
+    (folder / "rules.yaml").write_text(rules)
+    customers(200).drop(columns=["spend", "since", "customer"]).to_csv(folder / "people.csv", index=False)
+    table = ("--data", str(folder / "people.csv"), "--target", "plan", "--rules", str(folder / "rules.yaml"))
+    trained = train(home, *table)
+    assert trained.returncode == 0, trained.stderr
+    keys = folder / "keys.yaml"
+    shown = say_keys(home, keys, "create", "shop", "--scopes", "admin").stdout.strip()
+    listed = say_keys(home, keys, "list")
+    said = listed.stdout + listed.stderr + (home / "audit.jsonl").read_text()
+    (home / "audit.jsonl").rename(home / "audit-before.jsonl")
     (home / "audit.jsonl").mkdir()
+    issuer = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    # An issuer's mistake: its private key is in it too.
+    private = {**jwt.algorithms.RSAAlgorithm.to_jwk(issuer, as_dict=True), "kid": "private"}
+    public = {**jwt.algorithms.RSAAlgorithm.to_jwk(issuer.public_key(), as_dict=True), "kid": "public"}
+    (folder / "jwks.json").write_text(json.dumps({"keys": [private, public]}))
+    claims = {"iss": "issuer", "aud": "tabserve", "sub": "alice", "scope": "predict", "exp": int(time.time()) + 600}
+    (kept,) = KeyFile.parse(keys.read_bytes()).keys
+    secrets = {
+        **SECRETS,
+        "a key": shown.split("_", 2)[2],
+        "a key's salt": kept.salt,
+        "a key's hash": kept.hash,
+        "a token": jwt.encode(claims, issuer, algorithm="RS256", headers={"kid": "public"}),
+        "the private key of an issuer": private["d"],
+    }
     key_file = folder / "personal.key"
     key_file.write_text(SECRETS["the key of personal features"])
     certificate, key = write_certificate(folder, SECRETS["the password of TLS"])
@@ -87,7 +136,13 @@ def exposed(models: TrainedModels, tmp_path_factory: pytest.TempPathFactory) -> 
     config.write_text((ROOT / "configuration.yaml").read_text() + f"    ssl: {json.dumps(tls)}\n")
     settings = {
         "BENTOML_CONFIG": str(config),
-        "TABSERVE_MODEL": BUILT_IN,
+        "TABSERVE_MODEL": PERSONAL,
+        "TABSERVE_API_KEYS_FILE": str(keys),
+        "TABSERVE_JWKS": str(folder / "jwks.json"),
+        "TABSERVE_JWT_ISSUER": "issuer",
+        "TABSERVE_JWT_AUDIENCE": "tabserve",
+        "TABSERVE_RATE_LIMIT": "1000/s",
+        "TABSERVE_RATE_LIMIT_URL": f"redis://:{SECRETS['the password of Redis']}@127.0.0.1:9/0",
         "TABSERVE_LOG_SUCCESS_SHARE": "1",
         "TABSERVE_LOG_LEVEL": "DEBUG",
         "TABSERVE_LOG_URL": f"postgresql://somebody:{SECRETS['the password of the database']}@127.0.0.1:9/nothing",
@@ -98,7 +153,8 @@ def exposed(models: TrainedModels, tmp_path_factory: pytest.TempPathFactory) -> 
         "OTEL_TRACES_SAMPLER": "always_on",
     }
     started = start_service(home, folder / "log", **settings)
-    found = Exposed(replace(started, url=started.url.replace("http:", "https:")), certificate)
+    service = replace(started, url=started.url.replace("http:", "https:"))
+    found = Exposed(service, home, certificate, shown, secrets, said)
 
     def is_ready() -> bool:
         assert started.process.poll() is None, started.log
@@ -120,7 +176,7 @@ def exposed(models: TrainedModels, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def test_https_is_answered_and_plain_http_is_not(exposed: Exposed) -> None:
     with exposed.client() as client:
-        assert client.post("/predict", json={"features": TUTORIAL_ROW}).json()["label"] == 0
+        assert client.post("/predict", json={"features": CUSTOMER}).json()["label"] in PLANS
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{exposed.service.url}/health")  # nobody signed this certificate
     with pytest.raises(httpx.RemoteProtocolError):
@@ -183,8 +239,8 @@ def test_only_a_page_that_was_named_may_ask(exposed: Exposed) -> None:
     with exposed.client() as client:
         allowed = client.options("/predict", headers={"origin": PAGE, **asks})
         refused = client.options("/predict", headers={"origin": "https://evil.example", **asks})
-        answer = client.post("/predict", json={"features": TUTORIAL_ROW}, headers={"origin": PAGE})
-        evil = client.post("/predict", json={"features": TUTORIAL_ROW}, headers={"origin": PAGE + ".evil.example"})
+        answer = client.post("/predict", json={"features": CUSTOMER}, headers={"origin": PAGE})
+        evil = client.post("/predict", json={"features": CUSTOMER}, headers={"origin": PAGE + ".evil.example"})
 
     assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, PAGE)
     assert refused.status_code == 400
@@ -210,20 +266,30 @@ def test_no_page_may_ask_where_none_was_named(built_in: httpx.Client) -> None:
 
 
 def test_no_secret_is_in_any_output_whatever_goes_wrong(exposed: Exposed) -> None:
+    pages = ("/metadata", "/metrics", "/openapi.json", "/docs.json", "/health")
+    said: list[str] = []
+    for shown in (exposed.key, exposed.secrets["a token"], exposed.secrets["what a stranger tried"]):
+        with exposed.client(shown) as client:
+            answers = [client.get(path) for path in pages]
+            for body in ({"features": ["x"]}, {"features": PERSON}, {"features": {"a": 1}}, {}, []):
+                answers += [client.post(path, json=body) for path in ("/predict", "/feedback", "/bento/predict")]
+            answers.append(client.post("/predict", content=b"\xff", headers={"content-type": "text/plain"}))
+            said += [f"{answer.headers} {answer.text}" for answer in answers]
     with exposed.client() as client:
-        said = [client.get(path).text for path in ("/metadata", "/metrics", "/openapi.json", "/docs.json", "/health")]
-        for body in ({"features": ["x"]}, {"features": TUTORIAL_ROW}, {"features": {"a": 1}}, {}, []):
-            said += [client.post(path, json=body).text for path in ("/predict", "/feedback", "/bento/predict")]
-        said += [client.post("/predict", content=b"\xff", headers={"content-type": "text/plain"}).text]
-        # Both have been tried, and the log says that they are away.
+        # They have been tried, and the log says that they are away.
         wait_for(lambda: "TABSERVE_LOG_URL" in exposed.service.log or "postgresql" in exposed.service.log)
+        wait_for(lambda: "Redis cannot be asked" in exposed.service.log)
+        wait_for(lambda: "refusals are not recorded" in exposed.service.log)
         wait_for(lambda: 'tabserve_dropped_spans_total{reason="' in client.get("/metrics").text)
         said.append(client.get("/metrics").text)
 
-    output = exposed.service.log + "".join(said)
+    output = exposed.service.log + exposed.said + "".join(said)
     assert '"status":422' in output
+    assert 'tabserve_refused_access_total{reason="unknown_key"} 0.0' not in said[-1]
+    assert '"who":"token:alice"' in output
+    assert '"action": "create_key"' in output
     assert "nobody who is refused is recorded" in output  # a home that cannot be written stops nobody from asking
-    for what, secret in SECRETS.items():
+    for what, secret in exposed.secrets.items():
         assert secret not in output, what
 
 
@@ -254,6 +320,41 @@ def test_an_address_that_cannot_be_used_is_refused_without_its_password(url: str
 
 
 # --- personal features
+
+
+def test_a_personal_value_is_in_no_line_and_no_error_of_the_service(exposed: Exposed) -> None:
+    """However wrong the row that it came in; the log says all that it can, at level DEBUG."""
+    in_order = [AGE, INCOME, "Oslo", True, 3]
+    rows = [
+        PERSON,
+        in_order,
+        [*in_order, 1],
+        in_order[:-1],
+        {**PERSON, "age": str(AGE)},
+        {**PERSON, "age": [AGE]},
+        {**PERSON, "age": AGE + 0.5},
+        {**PERSON, "age": 2 * AGE},
+        {**PERSON, "income": f"{INCOME} NOK"},
+        {**PERSON, "city": "Utopia"},
+        {"features": PERSON, "age": AGE},
+        ",".join(map(str, in_order)),
+        AGE,
+        [in_order],
+    ]
+    asked = [("/predict", {"features": row}) for row in rows]
+    asked += [("/predict/batch", {"instances": [row, CUSTOMER]}) for row in rows]
+    asked += [("/bento/predict", {"rows": [row, CUSTOMER]}) for row in rows]
+    asked += [(path, row) for path in ("/predict", "/predict/batch", "/bento/predict", "/feedback") for row in rows]
+
+    with exposed.client() as client:
+        answers = [client.post(path, json=body) for path, body in asked]
+
+    assert {answer.status_code for answer in answers} == {200, 400, 422}
+    for (path, body), answer in zip(asked, answers, strict=True):
+        assert not [value for value in (AGE, 2 * AGE, INCOME) if str(value) in answer.text], (path, body, answer.text)
+    lines = exposed.service.log.splitlines()
+    assert len([line for line in lines if '"status":422' in line]) > 2 * len(rows)
+    assert not [line for line in lines if str(AGE) in line or str(INCOME) in line]
 
 
 def test_a_personal_value_is_in_no_error_and_no_warning(models: TrainedModels) -> None:

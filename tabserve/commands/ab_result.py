@@ -65,8 +65,8 @@ def ab_result(options: Options) -> int:
 
 def _test(options: Options) -> "tuple[experiment.AbTest, Window]":
     """Which test is meant, and the time in which its rows are."""
-    from tabserve import model_store
-    from tabserve.lifecycle import changes, experiment
+    from tabserve import deployments, model_store
+    from tabserve.lifecycle import experiment
     from tabserve.rollout_state import ROLLOUT_FILE, BadRolloutError, Challenger, read_rollout
 
     said = options.control, options.challenger, options.share, options.by
@@ -83,7 +83,7 @@ def _test(options: Options) -> "tuple[experiment.AbTest, Window]":
                 "no A/B test runs by rollout.yaml: start one with `tabserve ab`, or say of one that is over --control, "
                 "--challenger, --share and --by"
             )
-        stood = changes.stood(changes.happened(home), champion, challenger)
+        stood = deployments.stood(deployments.happened(home), champion, challenger)
     except BadRolloutError as error:
         raise BadQuestionError(str(error)) from error
     window = last(length_of(LOOKED_BACK))

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from tabserve.commands import Commands, Options, add_command, add_log_url, log_url_of, over_with_ctrl_c, say
+from tabserve.commands import Commands, Options, add_command, log_url_of, over_with_ctrl_c, say
 from tabserve.commands.evaluate import NEEDS, add_rows, compared
 from tabserve.history.records import readable_place
 from tabserve.history.window import BadQuestionError, length_of
 from tabserve.rollout_state import HEADER, Challenger, Mode, RolloutState
 
 if TYPE_CHECKING:
-    from tabserve.lifecycle.canary_watch import Counts, Look
+    from tabserve.lifecycle.canary_watch import Counts, Look, Proof
 
 logger = logging.getLogger("tabserve.cli")
 
@@ -33,7 +33,7 @@ ADDRESS = "127.0.0.1:9099"
 
 
 def add_rollout_commands(commands: Commands) -> None:
-    add_command(commands, "models", show_models, "Every version: how good, how old, where it is used")
+    add_command(commands, "models", show_models, "Every version: how good on its test rows, how old, where it is used")
     add_command(commands, "history", show_history, "Every change of the rollout: when, who, from, to, why")
     _add_changes(commands)
     _add_challengers(commands)
@@ -91,7 +91,10 @@ def _add_challengers(commands: Commands) -> None:
     watched.add_argument("--max-errors", type=float, default=1.0, metavar="PERCENT", help="(default: 1)")
     watched.add_argument("--max-p99", type=float, default=300.0, metavar="MS", help="in milliseconds (default: 300)")
     watched.add_argument("--no-labels", action="store_true", help="do not look for labels in the prediction log")
-    add_log_url(watched)
+    watched.add_argument(
+        "--needs", choices=NEEDS, help="promoted only where labelled rows show it, as `promote --needs`"
+    )
+    add_rows(watched)
 
 
 # --- what there is
@@ -107,7 +110,7 @@ def show_models(_options: Options) -> int:
 
 def show_history(_options: Options) -> int:
     with _refusals_named() as home:
-        from tabserve.lifecycle.changes import history
+        from tabserve.deployments import history
 
         for change in history(home):
             before = _shown(change.before) if change.before else "nothing"
@@ -187,7 +190,7 @@ def ab(options: Options) -> int:
 
 def canary(options: Options) -> int:
     if options.metrics is None and options.prometheus is None:
-        if options.share is None:
+        if options.share is None or options.needs is not None:
             raise BadQuestionError("a canary needs --share 5, or --metrics URL or --prometheus URL to go up by itself")
         return _challenge(options, "canary", by=options.by)
     if options.share is not None and options.share != options.steps[0]:
@@ -219,12 +222,20 @@ def _watch(options: Options) -> int:
         Challenger.of(options.tag, "canary", options.steps[0], options.by)  # before anybody is asked
         limits = Limits(error_share=options.max_errors / 100, p99_seconds=options.max_p99 / 1000)
         plan = Plan(options.tag, options.steps, options.every, options.by, limits)
-        ended = watch(home, plan, _look(options, home), over_with_ctrl_c())
+        ended = watch(home, plan, _look(options, home), over_with_ctrl_c(), _proof(options, home))
     if ended is None:
         logger.info("not watched any more; the canary stays as it is: `tabserve stop`, or watch it again")
         return NOT_SAID
     say(ended.why)
     return 0 if ended.is_promoted else NOT_GOOD
+
+
+def _proof(options: Options, home: Path) -> "Proof | None":
+    from tabserve.lifecycle import changes
+
+    if options.needs is None:
+        return None
+    return lambda: compared(options, options.tag, changes.current(home).champion, options.needs)[1]
 
 
 def _look(options: Options, home: Path) -> "_Looking":
@@ -234,9 +245,9 @@ def _look(options: Options, home: Path) -> "_Looking":
     log_url = None if options.no_labels else log_url_of(options)
     counts: Callable[[], Counts]
     if options.prometheus:
-        counts = partial(counts_in_prometheus, options.prometheus, options.job)
+        counts = partial(counts_in_prometheus, options.prometheus, options.job, options.tag)
     else:
-        counts = partial(counts_of, options.metrics, key)
+        counts = partial(counts_of, options.metrics, options.tag, key)
     return _Looking(home, counts, options.tag, None if log_url == "null:" else log_url)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -25,6 +25,9 @@ from tabserve.lifecycle.canary_judge import Limits, Seen, Verdict, judge
 from tabserve.prediction_log.places import Place
 from tabserve.rollout_state import BadRolloutError, Challenger
 
+if TYPE_CHECKING:
+    from tabserve.lifecycle.comparison import Decision
+
 logger = logging.getLogger(__name__)
 
 REQUESTS = "tabserve_variant_requests_total"
@@ -35,6 +38,8 @@ TIMEOUT_SECONDS = 5.0
 
 Counts = dict[tuple[str, str, str, str], float]
 """Replica, metric, side, and status or upper bound of a bucket in seconds, to a count."""
+
+Proof = Callable[[], "Decision"]
 
 Labelled = Mapping[str, tuple[int, int]]
 """Side to its labels, and how many of them are as predicted."""
@@ -68,21 +73,26 @@ class Ended:
     why: str
 
 
-def watch(home: Path, plan: Plan, look: Callable[[], Look], is_over: threading.Event) -> Ended | None:
+def watch(
+    home: Path, plan: Plan, look: Callable[[], Look], is_over: threading.Event, proof: Proof | None = None
+) -> Ended | None:
     """Raises the share step by step, and promotes the canary or ends it; one that is under way goes on at its share.
-    None where somebody else changed it, or `is_over` was set: the canary then stays at its share.
+    None where somebody else changed it, `is_over` was set, or nothing is proved: the canary then stays at its share.
 
     Args:
         look: at the counters, as `counts_of` has them, and at labels so far.
+        proof: what labelled rows say of it after the last step; without one it is promoted for having passed.
     """
     try:
-        return _up_or_back(home, plan, look, is_over)
+        return _up_or_back(home, plan, look, is_over, proof)
     except changes.ChangedMeanwhileError as error:
         logger.warning("%s", error)
         return None
 
 
-def _up_or_back(home: Path, plan: Plan, look: Callable[[], Look], is_over: threading.Event) -> Ended | None:
+def _up_or_back(
+    home: Path, plan: Plan, look: Callable[[], Look], is_over: threading.Event, proof: Proof | None
+) -> Ended | None:
     state = changes.current(home)
     if state.champion == plan.tag:
         return Ended(is_promoted=True, why=f"{plan.tag} is champion already")
@@ -108,6 +118,15 @@ def _up_or_back(home: Path, plan: Plan, look: Callable[[], Look], is_over: threa
         logger.info("at %g %%: %s", share, "; ".join(verdict.reasons))
     passed = ", ".join(f"{share:g}" for share in steps)
     why = f"canary passed {passed} %: {'; '.join(verdict.reasons if verdict else ())}"
+    if proof is not None:
+        decision = proof()
+        why = f"{why}; {decision}"
+        if decision.verdict == "worse":
+            changes.stop(home, why, only_beside=there)
+            return Ended(is_promoted=False, why=why)
+        if not decision.is_met:
+            logger.warning("%s", why)
+            return None
     changes.promote(home, plan.tag, why, action="canary_promote", only_beside=there)
     return Ended(is_promoted=True, why=why)
 
@@ -154,8 +173,12 @@ def _looked(look: Callable[[], Look]) -> Look | None:
         return None
 
 
-def counts_of(urls: Iterable[str], key: str | None = None) -> Counts:
+def counts_of(urls: Iterable[str], tag: str, key: str | None = None) -> Counts:
     """The counters of the arms, of each replica.
+
+    Args:
+        tag: the canary; what an earlier challenger did is counted on no side.
+        key: with the scope `metrics`, where the service asks for one.
 
     Raises:
         OSError, ValueError: where one of them does not answer with metrics.
@@ -165,11 +188,11 @@ def counts_of(urls: Iterable[str], key: str | None = None) -> Counts:
         for family in text_string_to_metric_families(_read(url, {"x-api-key": key} if key else {})):
             for sample in family.samples:
                 if sample.name in (REQUESTS, DURATION):
-                    _add(found, url, sample.name, sample.labels, sample.value)
+                    _add(found, (url, sample.name), sample.labels, sample.value, tag)
     return dict(found)
 
 
-def counts_in_prometheus(url: str, job: str) -> Counts:
+def counts_in_prometheus(url: str, job: str, tag: str) -> Counts:
     """The same as a Prometheus scraped it last of a job; a replica that it does not reach any more is not there.
 
     Raises:
@@ -181,7 +204,7 @@ def counts_in_prometheus(url: str, job: str) -> Counts:
     found: Counts = defaultdict(float)
     for series in _asked(url, names):
         labels = series["metric"]
-        _add(found, labels["instance"], labels["__name__"], labels, float(series["value"][1]))
+        _add(found, (labels["instance"], labels["__name__"]), labels, float(series["value"][1]), tag)
     return dict(found)
 
 
@@ -201,8 +224,11 @@ def _read(url: str, headers: Mapping[str, str]) -> str:
     return text
 
 
-def _add(found: Counts, replica: str, name: str, labels: Mapping[str, str], value: float) -> None:
+def _add(found: Counts, of: tuple[str, str], labels: Mapping[str, str], value: float, tag: str) -> None:
+    replica, name = of
     side = CHALLENGER if labels.get("variant") == CHALLENGER else STABLE
+    if side == CHALLENGER and labels.get("model_version") != tag:
+        return  # of before: it may have grown since Prometheus looked last
     what = labels.get("status") if name == REQUESTS else labels.get("le")
     if what is None:
         raise ValueError(f"{name} has no label {'status' if name == REQUESTS else 'le'}")

@@ -8,62 +8,23 @@ of its own, as it does where somebody has edited the file by hand.
 import contextlib
 import fcntl
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tabserve import model_store
+from tabserve import deployments, model_store
 from tabserve.audit import audit_log
-from tabserve.chained_log import ChainedLog
 from tabserve.contract import Contract
 from tabserve.lifecycle.compatibility import breaking_changes
 from tabserve.model_store import StoredModel
 from tabserve.rollout_state import HEADER, ROLLOUT_FILE, BadRolloutError, Challenger, RolloutState, read_rollout
 from tabserve.settings import Settings
 
-HISTORY_FILE = "deployments.jsonl"
-FOUND = "found"  # the action of a line about a file that is not as the line before says
-
 MOST_CHARACTERS = 2000  # of a reason
+MOST_FAULTS = 10  # that are named, of a contract that has little to do with the other one
 
 
 class ChangedMeanwhileError(BadRolloutError):
     """Somebody else changed the challenger that was to be changed."""
-
-
-@dataclass(frozen=True)
-class Change:
-    """One line of the deployment history; the states are as in the rollout file, None where there was none."""
-
-    time: str
-    who: str
-    action: str
-    before: RolloutState | None
-    after: RolloutState
-    why: str
-    key: str | None
-    """What asked for it, where the same may ask twice."""
-
-
-def history(home: Path) -> list[Change]:
-    """Every change of a home's rollout, oldest first.
-
-    Raises:
-        BrokenChainError: where the history was tampered with.
-    """
-    return [
-        Change(
-            line["time"],
-            line["who"],
-            line["action"],
-            RolloutState.model_validate(line["from"]) if line["from"] else None,
-            RolloutState.model_validate(line["to"]),
-            line["why"],
-            line.get("key"),
-        )
-        for line in _log(home).lines()
-    ]
 
 
 def current(home: Path) -> RolloutState:
@@ -79,24 +40,6 @@ def current(home: Path) -> RolloutState:
             "`tabserve promote TAG --why TEXT` makes one"
         )
     return state
-
-
-def happened(home: Path) -> list[Change]:
-    """The same without what was recorded and never written, because its process died in between.
-
-    Raises:
-        BrokenChainError, BadRolloutError: where history or rollout file cannot be read.
-    """
-    done: list[Change] = []
-    for change in history(home):
-        if change.action == FOUND and done and done[-1].before == change.after:
-            done.pop()
-        else:
-            done.append(change)
-    now = read_rollout(home / ROLLOUT_FILE)
-    if done and done[-1].before == now != done[-1].after:
-        done.pop()
-    return done
 
 
 def promote(
@@ -132,7 +75,7 @@ def promote(
         faults = breaking_changes(_contract(model_store.find(state.champion)), _contract(model))
         if faults and not allow_contract_change:
             raise BadRolloutError(
-                f"the contract of {tag} breaks callers of {state.champion}: {'; '.join(faults)}. "
+                f"the contract of {tag} breaks callers of {state.champion}: {_some(faults)}. "
                 "Tell them, then promote it with --allow-contract-change"
             )
         return RolloutState(champion=tag, paused=state.paused)
@@ -156,10 +99,10 @@ def rollback(home: Path, why: str, *, key: str | None = None, only_from: str | N
         if state is None:
             raise BadRolloutError("no version was promoted yet, there is none to go back to")
         _check_from(state, only_from)
-        changes = happened(home)
+        changes = deployments.happened(home)
         if key is not None and any(change.key == key for change in changes):
             raise BadRolloutError("that was gone back from already")
-        earlier = champions_before(changes)
+        earlier = deployments.champions_before(changes)
         if not earlier:
             raise BadRolloutError(
                 f"the history knows no champion before {state.champion}: promote the version that should answer"
@@ -249,42 +192,6 @@ def resume(home: Path, why: str) -> RolloutState:
     return _change(home, "resume", to, why)
 
 
-def champions_before(changes: list[Change]) -> list[str]:
-    """The champions to which one can go back, the nearest last: a rollback takes the last one away, and a champion that
-    was gone back from is none of them.
-
-    Args:
-        changes: that happened.
-    """
-    before: list[str] = []
-    for change in changes:
-        if change.before is None or change.before.champion == change.after.champion:
-            continue
-        if change.action == "rollback" and before:
-            before.pop()
-        else:
-            before.append(change.before.champion)
-    return before
-
-
-def stood(done: list[Change], champion: str, challenger: Challenger) -> tuple[datetime, datetime | None] | None:
-    """From when to when a challenger was last just so beside a champion: until None while it still is, and None at all
-    where it never was.
-
-    Args:
-        done: changes that happened.
-    """
-    found: tuple[datetime, datetime | None] | None = None
-    for change in done:
-        is_there = (change.after.champion, change.after.challenger) == (champion, challenger)
-        is_open = found is not None and found[1] is None
-        if is_there and not is_open:
-            found = datetime.fromisoformat(change.time), None
-        elif found is not None and is_open and not is_there:
-            found = found[0], datetime.fromisoformat(change.time)
-    return found
-
-
 def _change(
     home: Path, action: str, to: Callable[[RolloutState | None], RolloutState], why: str, key: str | None = None
 ) -> RolloutState:
@@ -296,11 +203,21 @@ def _change(
         )
     path = home / ROLLOUT_FILE
     with _one_at_a_time(home):
-        before = read_rollout(path)
-        changes = history(home)
+        for unfinished in home.glob(f".{ROLLOUT_FILE}-*"):
+            unfinished.unlink(missing_ok=True)  # of somebody who died while he wrote
+        try:
+            before = read_rollout(path)
+        except BadRolloutError as error:
+            raise BadRolloutError(f"{error}. Nothing writes over that: mend it by hand, or move it away") from error
+        changes = deployments.history(home)
         last = changes[-1].after if changes else None
         if last is not None and last != before and before is not None:
-            _record(home, FOUND, (last, before), "the file was edited by hand, or the change before did not come true")
+            _record(
+                home,
+                deployments.FOUND,
+                (last, before),
+                "the file was edited by hand, or the change before did not come true",
+            )
         after = RolloutState.model_validate(_said(to(before)))  # a copy with something else in it was not validated
         if after == before:
             raise BadRolloutError("that is how it is already")
@@ -318,15 +235,16 @@ def _record(
     before, after = states
     asked = {"key": key} if key is not None else {}
     said: dict[str, Any] = {"from": _said(before) if before else None, "to": _said(after)}
-    _log(home).append(action, **said, why=why, **asked)
+    deployments.chain(home).append(action, **said, why=why, **asked)
 
 
 def _said(state: RolloutState) -> dict[str, Any]:
     return state.model_dump(exclude_none=True)
 
 
-def _log(home: Path) -> ChainedLog:
-    return ChainedLog(home / HISTORY_FILE)
+def _some(faults: list[str]) -> str:
+    more = f"; and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
+    return "; ".join(faults[:MOST_FAULTS]) + more
 
 
 def _check_from(state: RolloutState, expected: str | None) -> None:

@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
 
+from tabserve import deployments
 from tabserve.chained_log import BrokenChainError
 from tabserve.lifecycle import changes
 from tabserve.model_store import ModelRefusedError
@@ -68,7 +69,7 @@ class Guard:
         return self._go_back(state.champion, meant, f"{group} {state.champion}")
 
     def _go_back(self, champion: str, ringing: list["Ringing"], key: str) -> str:
-        done = changes.happened(self.home)
+        done = deployments.happened(self.home)
         if any(change.key == key for change in done):
             return "that was gone back from already"
         since = next((change for change in reversed(done) if _came(change, champion)), None)
@@ -112,7 +113,7 @@ def _is_about(labels: dict[str, Any], champion: str) -> bool:
     return champion in (f"{labels.get('model')}:{labels['model_version']}", labels["model_version"])
 
 
-def _came(change: changes.Change, champion: str) -> bool:
+def _came(change: deployments.Change, champion: str) -> bool:
     return change.after.champion == champion and (change.before is None or change.before.champion != champion)
 
 

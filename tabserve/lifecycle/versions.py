@@ -2,20 +2,21 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from tabserve import model_store
+from tabserve.deployments import champions_before, happened
 from tabserve.history.stats import duration
-from tabserve.lifecycle.changes import champions_before, happened
 from tabserve.model_store import ModelRefusedError, StoredModel
 from tabserve.rollout_state import ROLLOUT_FILE, read_rollout
 
 SHOWN = {"regression": ("rmse", "mae"), "binary": ("accuracy", "roc_auc"), "multiclass": ("accuracy", "f1_macro")}
 HASH_DIGITS = 12
+MOST_CHARACTERS = 100  # of a line: what a terminal beside an editor has
 
 
 def table(home: Path) -> list[str]:
-    """A header and a line for each version, the newest first.
+    """For each model a header and a line for each version, the newest first; where that would be too long, the use of a
+    version is on a line of its own.
 
     Raises:
         ModelRefusedError: where the store has none.
@@ -25,20 +26,30 @@ def table(home: Path) -> list[str]:
     if not models:
         model_store.find(None)  # which says what to do
     uses = _uses(home, models)
-    rows: list[tuple[str, ...]] = [("version", "trained", "metrics on test rows", "contract", "used as")]
-    rows += [_row(model, uses.get(model.tag, []), is_last=model is models[-1]) for model in reversed(models)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
-    return [
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()
-        for row in rows
-    ]
+    of_name: dict[str, list[tuple[str, ...]]] = {}
+    for model in reversed(models):
+        names, row = _row(model, ", ".join(uses.pop(model.tag, [])))
+        rows = of_name.setdefault(model.name, [])
+        if not rows or not rows[0][2]:  # of the first that can be read
+            rows[:1] = [("version", "trained", *names, "contract", "used as")]
+        rows.append(row)
+    widths = [max(len(row[column]) for rows in of_name.values() for row in rows) for column in range(5)]
+    lines: list[str] = []
+    for rows in of_name.values():
+        lines += [""] if lines else []
+        for *cells, use in rows:
+            line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+            is_short = len(line) + 2 + len(use) <= MOST_CHARACTERS
+            lines += [f"{line}  {use}".rstrip()] if is_short else [line.rstrip(), f"    {use}"]
+    lines += [f"{tag} is not in the store: {', '.join(said)}" for tag, said in uses.items()]
+    return lines
 
 
 def _uses(home: Path, models: list[StoredModel]) -> dict[str, list[str]]:
     uses: dict[str, list[str]] = {}
     state = read_rollout(home / ROLLOUT_FILE)
     if state is None:
-        uses[models[-1].tag] = ["served, nothing was promoted"]
+        uses[models[-1].tag] = ["served, none promoted"]
         return uses
     uses.setdefault(state.champion, []).append("champion" if state.paused is None else "champion, paused")
     if state.challenger is not None:
@@ -50,21 +61,14 @@ def _uses(home: Path, models: list[StoredModel]) -> dict[str, list[str]]:
     return uses
 
 
-def _row(model: StoredModel, uses: list[str], *, is_last: bool) -> tuple[str, ...]:
+def _row(model: StoredModel, use: str) -> tuple[tuple[str, str], tuple[str, ...]]:
+    """The names of two metrics, empty where the metadata cannot be read, and the line of a version."""
     try:
         metadata = model_store.read_metadata(model)
-        trained = (
-            f"{duration((datetime.now(UTC) - datetime.fromisoformat(metadata['trained_at'])).total_seconds())} ago"
-        )
-        metrics = _metrics(metadata)
+        age = (datetime.now(UTC) - datetime.fromisoformat(metadata["trained_at"])).total_seconds()
+        names = SHOWN[metadata["task"]]
+        found = [metadata["test_metrics"].get(name) for name in names]
+        shown = ["-" if value is None else f"{value:.4f}" for value in found]
     except (OSError, ValueError, KeyError, TypeError, ModelRefusedError):
-        return (model.tag, "?", "damaged", "?", ", ".join(uses))
-    if is_last:
-        trained += ", last"
-    return (model.tag, trained, metrics, model.contract_hash[:HASH_DIGITS], ", ".join(uses))
-
-
-def _metrics(metadata: dict[str, Any]) -> str:
-    found = metadata["test_metrics"]
-    shown = [(name, found.get(name)) for name in SHOWN[metadata["task"]]]
-    return ", ".join(f"{name} {value:.4f}" for name, value in shown if value is not None)
+        return ("", ""), (model.tag, "?", "?", "?", "?", ", ".join(filter(None, ("damaged", use))))
+    return names, (model.tag, f"{duration(age)} ago", *shown, model.contract_hash[:HASH_DIGITS], use)

@@ -116,13 +116,8 @@ def releasing(versions: Versions, tmp_path_factory: pytest.TempPathFactory) -> I
             ),
         ):
             url = f"http://127.0.0.1:{prometheus_port}"
-            up = f"{url}/api/v1/query?query=sum(up)"
-            wait_for(
-                lambda: (
-                    httpx.get(up).json()["data"]["result"]
-                    and httpx.get(up).json()["data"]["result"][0]["value"][1] == "2"
-                )
-            )
+            up = f"{url}/api/v1/query?query=sum(up) == 2"
+            wait_for(lambda: (said := httpx.get(up)).status_code == 200 and said.json()["data"]["result"])
             yield Release(versions, traffic, port, Prometheus(url, "tabserve", 0.15), mood)
 
 

@@ -1,6 +1,7 @@
 """The manifests as kustomize renders them: accepted by the schemas, and true of the service that they are about."""
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from conftest import BUILT_IN, CUSTOMERS, ROOT, SPEND, TrainedModels, home_in_us
 
 from deploy.copies import copies
 from loadtest.processes import find_program
+from loadtest.profiles import EXPECTED_PEAK_RATE
 from monitoring import commands, drift, quality
 from tabserve import cli, model_store
 from tabserve.access.rate_limit import RateLimit
@@ -263,6 +265,20 @@ def test_every_secret_that_somebody_names_is_there_with_its_key(manifests: list[
 
 
 @pytest.mark.needs_program("kubectl")
+def test_the_readme_names_every_secret_that_the_store_has_to_have(rendered: dict[str, Path]) -> None:
+    documented = set(
+        re.findall(r"^\| `(tabserve/[\w-]+)` \|", (ROOT / "deploy" / "README.md").read_text(), re.MULTILINE)
+    )
+    asked = {
+        entry["remoteRef"]["key"]
+        for path in rendered.values()
+        for one in of_kind(list(yaml.safe_load_all(path.read_text())), "ExternalSecret")
+        for entry in one["spec"]["data"]
+    }
+    assert documented == asked
+
+
+@pytest.mark.needs_program("kubectl")
 def test_every_volume_and_account_that_a_pod_names_is_there(manifests: list[Manifest]) -> None:
     there = {(one["kind"], one["metadata"]["name"]) for one in manifests}
     for _, template in pods(manifests):
@@ -353,6 +369,28 @@ def test_keys_and_the_rate_limit_are_on_in_production(rendered: dict[str, Path],
         assert {"TABSERVE_API_KEYS_FILE", "TABSERVE_RATE_LIMIT", "TABSERVE_RATE_LIMIT_URL"} <= set(environment)
         assert "TABSERVE_ANONYMOUS" not in environment
         assert "valueFrom" in environment["TABSERVE_LOG_URL"]
+
+
+@pytest.mark.needs_program("kubectl")
+@pytest.mark.parametrize("overlay", PRODUCTION)
+def test_the_least_replicas_take_twice_the_peak_by_the_figures_of_the_load_tests(
+    rendered: dict[str, Path], overlay: str
+) -> None:
+    text = (ROOT / "docs" / "operations.md").read_text()
+    (cores,) = re.findall(r"`requests\.cpu: (\d+)`", text)
+    manifests = list(yaml.safe_load_all(rendered[overlay].read_text()))
+    for autoscaler in of_kind(manifests, "HorizontalPodAutoscaler"):
+        (metric,) = autoscaler["spec"]["metrics"]
+        percent = metric["resource"]["target"]["averageUtilization"]
+        (rate,) = re.findall(rf"^\| {percent}% \| (\d+) \|", text, re.MULTILINE)
+        assert autoscaler["spec"]["minReplicas"] * int(rate) >= 2 * EXPECTED_PEAK_RATE
+        (target,) = [
+            one
+            for one in of_kind(manifests, "Deployment")
+            if one["metadata"]["name"] == autoscaler["spec"]["scaleTargetRef"]["name"]
+        ]
+        (container,) = target["spec"]["template"]["spec"]["containers"]
+        assert container["resources"]["requests"]["cpu"] == cores, "what the figures are of"
 
 
 # --- the network

@@ -14,9 +14,10 @@ import pytest
 import yaml
 from access_parts import add_key
 from alert_programs import program
-from conftest import BUILT_IN, ROOT, Service, TrainedModels, free_port, running_service, wait_for
+from conftest import BUILT_IN, ROOT, Service, TrainedModels, environment, free_port, running_service, wait_for
 from locusts import finish, ports, start
 from rollouts import JSON, ONE_ROW
+from test_compose import nginx_of
 
 from loadtest.processes import find_program, running
 
@@ -116,6 +117,21 @@ def test_smoke_passes_with_a_key_and_fails_with_one_that_is_not_known(
     assert "cannot be read" in missing.stderr
 
 
+@pytest.mark.needs_program("nginx", "openssl")
+def test_smoke_passes_through_the_nginx_of_the_compose_stack_by_tls(production: Production, tmp_path: Path) -> None:
+    port = free_port()
+    command = nginx_of(tmp_path, port, production.service.url.removeprefix("http://"))
+    asked = f"https://127.0.0.1:{port}", "--key-file", str(production.keys / "predict")
+    with running(command, port, tmp_path / "log", cwd=tmp_path, environment={}):
+        passed = smoke(*asked, "--ca-file", str(tmp_path / "tls-certificate"))
+        stranger = smoke(*asked, "--wait", "0")
+
+    assert passed.returncode == 0, passed.stdout
+    assert stranger.returncode == 1
+    assert "CERTIFICATE_VERIFY_FAILED" in stranger.stdout
+    assert smoke(*asked, "--ca-file", str(tmp_path / "log")).returncode == 2
+
+
 def test_the_load_test_of_the_cluster_shows_its_key_and_says_what_is_missing_without_one(
     production: Production, models: TrainedModels, tmp_path: Path
 ) -> None:
@@ -154,6 +170,33 @@ def test_the_load_test_of_the_cluster_shows_its_key_and_says_what_is_missing_wit
     assert "has to hold one line, the key" in empty.log
 
 
+def test_the_steps_of_a_release_ask_a_service_and_end_as_it_answers(
+    production: Production, models: TrainedModels, tmp_path: Path
+) -> None:
+    """Smoke and load, with as much as a caller may ask here."""
+
+    def step(name: str, model: str) -> subprocess.CompletedProcess[str]:
+        here = {"URL": production.service.url, "API_KEY": (production.keys / "predict").read_text(), "MODEL": model}
+        shorter = {"ARRIVAL_RATE": "5", "DURATION_FACTOR": "0.01", "RESULTS": str(tmp_path / "results")}
+        variables = environment(models.home, **here, **shorter, TMPDIR=str(tmp_path))
+        command = [str(ROOT / "deploy" / "release.sh"), name]
+        return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120)
+
+    passed, other, loaded = (
+        step("smoke", models.tag(BUILT_IN)),
+        step("smoke", "a:1.0.0-aaaaaa"),
+        step("load", models.tag(BUILT_IN)),
+    )
+
+    assert passed.returncode == 0, passed.stdout + passed.stderr
+    assert other.returncode == 1
+    assert "the version is the one that was deployed: expected a:1.0.0-aaaaaa" in other.stdout
+    assert loaded.returncode == 0, loaded.stderr
+    assert "SLO met: errors were 0 %" in loaded.stderr
+    assert list(tmp_path.glob("results/*/*.html"))
+    assert [path.name for path in tmp_path.iterdir()] == ["results"], "no key is left"
+
+
 @pytest.mark.needs_program("prometheus")
 def test_prometheus_reaches_metrics_by_the_key_that_the_monitor_names(production: Production) -> None:
     (monitor,) = [one for one in production.manifests if one["kind"] == "ServiceMonitor"]
@@ -174,7 +217,7 @@ def test_prometheus_reaches_metrics_by_the_key_that_the_monitor_names(production
 
     def found(expression: str) -> list[Any]:
         answer = httpx.get(f"http://127.0.0.1:{port}/api/v1/query", params={"query": expression})
-        return list(answer.json()["data"]["result"])
+        return list(answer.json()["data"]["result"]) if answer.status_code == 200 else []  # else it still starts
 
     with running(command, port, folder / "prometheus.log", cwd=folder, environment={}):
         wait_for(lambda: found("up == 1"))

@@ -23,7 +23,7 @@ def test_a_service_as_it_should_be_passes(
     done = smoke(services[name].url, "--version", models.tag(name), cwd=tmp_path)
 
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("ok ") == 5
+    assert done.stdout.count("ok ") == 4
 
 
 def test_another_version_than_the_one_that_was_deployed_fails(services: dict[str, Service]) -> None:

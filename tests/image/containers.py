@@ -59,7 +59,9 @@ class Containers:
 
     def podman(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         command = ["podman", "--log-level", "fatal", *arguments]
-        done = subprocess.run(command, env=os.environ | self.variables(), capture_output=True, text=True)
+        # There, because a container that is killed for its memory leaves a file where it was started.
+        variables = os.environ | self.variables()
+        done = subprocess.run(command, cwd=self.folder, env=variables, capture_output=True, text=True)
         assert done.returncode == 0 or not check, f"{' '.join(command)}: {done.stderr}"
         return done
 

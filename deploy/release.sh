@@ -1,0 +1,115 @@
+#!/usr/bin/env bash
+# The steps of a release, in this order; .github/workflows/release.yaml runs them, and by hand they are the same:
+#
+#   train                trains with the gates, and packs the model into build/
+#   image                builds both images of the packed model, pushes them to REGISTRY, writes what is in them to build/
+#   render OVERLAY       the manifests with the images of this release, to look at
+#   rollout ENVIRONMENT  staging, or production when its canary has passed
+#   smoke                asks what must be answered
+#   load                 five minutes of load within the objectives of loadtest/slo.yaml
+#   canary               the new image beside the old one in production: 5, 25, 50, 100 % of the requests, or back to none
+#   back ENVIRONMENT     to what served before, in seconds
+#
+# From the environment: IMAGE and TOOLS_IMAGE (with their digests), MODEL (name:version), URL; PROMETHEUS for the canary;
+# API_KEY and KUBECONFIG_CONTENT, which are secret. What a step found goes to GITHUB_OUTPUT, or is said.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# What is secret lies in files that only we can read, on no command line, and is gone when this ends.
+secrets=$(mktemp -d)
+trap 'rm -rf "$secrets"' EXIT
+if [ -n "${KUBECONFIG_CONTENT:-}" ]; then
+  printf '%s' "$KUBECONFIG_CONTENT" >"$secrets/kubeconfig"
+  export KUBECONFIG=$secrets/kubeconfig
+fi
+with_key() { # a command, with the key where there is one
+  local option=$1
+  shift
+  if [ -z "${API_KEY:-}" ]; then "$@"; return; fi
+  printf '%s\n' "$API_KEY" >"$secrets/key"
+  "$@" "$option" "$secrets/key"
+}
+
+found() { echo "$1=$2" | tee -a "${GITHUB_OUTPUT:-/dev/null}"; }
+namespace_of() { if [ "$1" = production ]; then echo tabserve; else echo "tabserve-$1"; fi; }
+
+# An overlay as it is in git, with exact images and not tags that somebody could move. STABLE_IMAGE is what production has
+# while there is a canary.
+render() {
+  kubectl kustomize "deploy/kubernetes/overlays/$1" | sed -E \
+    -e "s|registry.example.com/tabserve-tools:0.0.0-unset|${TOOLS_IMAGE:?}|" \
+    -e "s|registry.example.com/tabserve:0.0.0-unset|${STABLE_IMAGE:-${IMAGE:?}}|" \
+    -e "s|registry.example.com/tabserve:0.0.1-unset|${IMAGE:?}|"
+}
+
+# As the only one that says what is in these objects, the weights included that a canary has set.
+apply() { kubectl apply --server-side --force-conflicts --field-manager=tabserve-release --filename=-; }
+wait_for() { kubectl --namespace "$1" rollout status "deployment/$2" --timeout=180s; }
+
+push() { # an image of this machine; says its name in the registry, with the digest
+  local there="${REGISTRY:?}/$1"
+  docker tag "$1" "$there"
+  docker push --quiet "$there" >&2
+  docker inspect --format '{{index .RepoDigests 0}}' "$there"
+}
+
+step=${1:-}
+case $step in
+train)
+  model=$(make --silent train | tail -n 1)
+  mkdir -p build
+  .venv/bin/bentoml models export "$model" "$PWD/build/model.bentomodel" # of a relative path it takes the root for the folder
+  found model "$model"
+  ;;
+image)
+  make --silent .venv/training.installed
+  .venv/bin/bentoml models import "$PWD/build/model.bentomodel"
+  image=$(TABSERVE_MODEL=${MODEL:?} make --silent image | tail -n 1)
+  tools=$(make --silent image-tools | tail -n 1)
+  .venv/bin/python -m deploy.image.sbom "$image" >build/sbom.json
+  found image "$(push "$image")"
+  found tools_image "$(push "$tools")"
+  ;;
+render)
+  render "${2:?which overlay}"
+  ;;
+rollout)
+  namespace=$(namespace_of "${2:?staging or production}")
+  if kubectl --namespace "$namespace" get deployment/tabserve >/dev/null 2>&1; then
+    # The pods first, and then the route: while they change, the canary still has the requests.
+    kubectl --namespace "$namespace" set image deployment/tabserve "tabserve=${IMAGE:?}"
+    wait_for "$namespace" tabserve
+  fi
+  render "$2" | apply
+  wait_for "$namespace" tabserve
+  kubectl --namespace "$namespace" delete --ignore-not-found \
+    deployment/tabserve-canary service/tabserve-canary hpa/tabserve-canary pdb/tabserve-canary
+  ;;
+back)
+  namespace=$(namespace_of "${2:?staging or production}")
+  kubectl --namespace "$namespace" rollout undo deployment/tabserve
+  wait_for "$namespace" tabserve
+  ;;
+smoke)
+  with_key --key-file python3 deploy/smoke.py "${URL:?}" --version "${MODEL:?}"
+  ;;
+load)
+  make --silent .venv/loadtest.installed
+  # Through the gateway, which lets through what callers need: neither BentoML's own API nor /metrics.
+  with_key --api-key-file .venv/bin/locust --locustfile loadtest/locustfile.py --headless --host "${URL:?}" \
+    --expect-model "${MODEL:?}" --profile steady --duration-factor "${DURATION_FACTOR:-1}" \
+    --arrival-rate "${ARRIVAL_RATE:-500}" \
+    --results "${RESULTS:-loadtest/results}" --runs-page /dev/null OneRow ManyRows
+  ;;
+canary)
+  STABLE_IMAGE=$(kubectl --namespace tabserve get deployment/tabserve --output 'jsonpath={.spec.template.spec.containers[0].image}')
+  render canary | apply
+  wait_for tabserve tabserve-canary
+  make --silent .venv/training.installed
+  .venv/bin/python -m deploy.canary httproute --namespace tabserve --prometheus "${PROMETHEUS:?}"
+  ;;
+*)
+  sed -n '2,14s/^# \{0,1\}//p' "$0" >&2
+  exit 2
+  ;;
+esac
