@@ -373,7 +373,8 @@ def test_its_bill_of_materials_keeps_the_schema_and_names_what_is_in_it(
 
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(json.dumps(bill)) is None
     named = {(one["name"].lower().replace("_", "-"), one["version"]) for one in bill["components"]}
-    assert set(pins("serving").items()) <= named
+    for lock in ("serving", "access", "postgresql", "tracing"):  # what settings turn on is there
+        assert set(pins(lock).items()) <= named
     assert (BUILT_IN.replace("_", "-"), models.tag(BUILT_IN).partition(":")[2]) in named
     assert [one for one in bill["components"] if one.get("purl", "").startswith("pkg:deb/debian/libc6@")]
 
