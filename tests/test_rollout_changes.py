@@ -129,6 +129,20 @@ def test_of_a_contract_that_has_little_to_do_with_the_other_one_some_faults_are_
         changes.promote(home, versions.other, "another table")
 
 
+@pytest.mark.parametrize("is_there", [False, True], ids=["gone", "damaged"])
+def test_a_champion_that_was_lost_keeps_nobody_from_another_one(home: Path, versions: Versions, is_there: bool) -> None:
+    changes.promote(home, versions.first, "the first one")
+    folder = home / "models" / versions.first.replace(":", "/")
+    if is_there:
+        (folder / "contract.json").write_text("{}")
+    else:
+        shutil.rmtree(folder)
+
+    with pytest.raises(BadRolloutError, match="breaks callers of .* cannot be said: .*--allow-contract-change"):
+        changes.promote(home, versions.small, "what else")
+    assert changes.promote(home, versions.small, "what else", allow_contract_change=True).champion == versions.small
+
+
 def test_another_contract_may_be_promoted_where_somebody_says_so(home: Path, versions: Versions) -> None:
     changes.promote(home, versions.first, "the first one")
     changes.promote(home, versions.other, "callers know", allow_contract_change=True)
