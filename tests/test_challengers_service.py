@@ -1,9 +1,7 @@
 """Challengers beside the champion of a running service, and what the commands find in what it wrote: A/B, canary."""
 
 import json
-import os
 import re
-import signal
 import threading
 import time
 from collections import defaultdict
@@ -17,7 +15,7 @@ import httpx
 import numpy as np
 import pytest
 from alert_programs import prometheus
-from conftest import home_in_use, lines_of, wait_for
+from conftest import home_in_use, wait_for
 from rollouts import Callers, Following, Versions, ask_many, following, scores_of
 from test_http import TUTORIAL_ROW
 
@@ -274,23 +272,3 @@ def test_an_alert_takes_a_running_service_back_to_the_champion_before(served: Fo
     assert max(late, default=begun) - begun < ROLLBACK_SECONDS
     assert {status for _, status, _ in callers.answers} == {200}
     assert callers.answers[-1][2]["model_version"] == first
-
-
-def test_a_worker_that_is_started_again_has_the_champion_before_loaded_and_goes_back_at_once(served: Following) -> None:
-    first, moody = served.versions.first, served.versions.moody
-    for tag in (first, moody, first):
-        if read_rollout(served.file) != RolloutState(champion=tag):
-            assert cli.main(["promote", tag, "--why", "one after the other"]) == 0
-            wait_for(lambda tag=tag: all(f"model {tag} is" in said for said in served.in_service().values()))
-    before = set(served.in_service())
-    os.kill(min(before), signal.SIGKILL)
-
-    wait_for(lambda: len(served.in_service().keys() - before) == 1)
-    (again,) = served.in_service().keys() - before
-    said = again, f"model {moody} is loaded too, for a rollback"
-    wait_for(lambda: said in [(line["process"], line["message"]) for line in lines_of(served.service)])
-    assert served.in_service()[again].startswith(f"model {first} is in service")
-    served.say(moody)
-    begun = time.monotonic()
-    wait_for(lambda: all(f"model {moody} is" in said for said in served.in_service().values()))
-    assert time.monotonic() - begun < ROLLBACK_SECONDS

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, environment, home_in_use
+from conftest import ROOT, environment, home_in_use, wait_for
 from contracts import contracts
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +22,10 @@ from tabserve.lifecycle import changes
 from tabserve.lifecycle.compatibility import breaking_changes
 from tabserve.lifecycle.shadowing import offer_as_shadow
 from tabserve.model_store import ModelRefusedError
+from tabserve.rollout import Rollout
+from tabserve.rollout_follower import Follower
 from tabserve.rollout_state import ROLLOUT_FILE, BadRolloutError, Challenger, RolloutState, read_rollout
+from tabserve.settings import Settings
 
 
 @pytest.fixture
@@ -363,6 +366,37 @@ def test_a_history_that_was_tampered_with_stops_the_next_change_and_says_what_to
     assert cli.main(["pause", "--why", "to look at it"]) == 3
     assert caplog.messages[-1].endswith("move the file away, and keep it")
     assert said(home).champion == versions.first
+
+
+# --- what a service makes of it
+
+
+def test_after_a_start_the_champion_before_is_loaded_too_and_gone_back_to_even_where_the_store_has_lost_it(
+    home: Path, versions: Versions, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Nobody:
+        def in_service(self, models: set[tuple[str, str]], *, is_paused: bool) -> None: ...
+
+        def refused(self, *, is_refused: bool, is_news: bool) -> None: ...
+
+    caplog.set_level("INFO")
+    for tag in (versions.first, versions.moody, versions.small):
+        changes.promote(home, tag, "one after the other")
+    changes.rollback(home, "slower")  # from here one would go back to the first
+    rollout = Rollout()
+    follower = Follower(
+        rollout, home / ROLLOUT_FILE, settings=Settings(), observer=Nobody(), shadow_of=lambda *_: pytest.fail("none")
+    )
+    try:
+        follower.begin(versions.small)
+        wait_for(lambda: f"model {versions.first} is loaded too, for a rollback" in caplog.messages)
+        assert rollout.champion().tag == versions.moody
+
+        shutil.rmtree(home / "models" / versions.first.replace(":", "/"))
+        RolloutState(champion=versions.first).save(home / ROLLOUT_FILE)
+        wait_for(lambda: rollout.champion().tag == versions.first)
+    finally:
+        follower.close()
 
 
 # --- the command line
