@@ -88,7 +88,7 @@ image-tools: .venv/training.installed ## the image for scheduled jobs: monitorin
 	@$(BIN)/python -m deploy.image.build --tools $(IMAGE_FLAGS)
 
 .PHONY: test-image
-test-image: .venv/dev.installed ## build both images on a base of Debian's packages, run them hardened (10 minutes, root)
+test-image: .venv/dev.installed ## build both images on a base of Debian's packages, run them hardened (5 minutes, root)
 	@$(BIN)/pytest -m image tests/image
 
 .PHONY: bench
