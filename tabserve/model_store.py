@@ -255,6 +255,18 @@ def read_metadata(model: StoredModel) -> dict[str, Any]:
     return metadata
 
 
+def read_contract(model: StoredModel) -> Contract:
+    """The contract of a model that is not loaded.
+
+    Raises:
+        ModelRefusedError: where it cannot be read.
+    """
+    try:
+        return Contract.load(model.directory / CONTRACT_FILE)
+    except (OSError, ValueError) as error:
+        raise ModelRefusedError(f"the model {model.tag} is damaged, its contract cannot be read: restore it") from error
+
+
 def environment() -> dict[str, str]:
     """The versions that a model depends on, as its metadata records them."""
     packages = ("scikit-learn", "numpy", "onnxruntime", "pandas", "bentoml")

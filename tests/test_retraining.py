@@ -1,5 +1,6 @@
 """tabserve retrain: on real models, their own predictions, and a stream whose truth is known and drifts."""
 
+import argparse
 import fcntl
 import shlex
 import shutil
@@ -36,6 +37,7 @@ import train as train_command
 from monitoring.watching.retraining import read_triggers
 from monitoring.watching.trigger import Call
 from tabserve import cli, deployments, model_store
+from tabserve.commands.retrain import next_step
 from tabserve.contract import MAX_ROWS, Contract, Feature
 from tabserve.history.records import opened, readable_place
 from tabserve.history.window import BadQuestionError, Which, Window, last
@@ -43,7 +45,7 @@ from tabserve.lifecycle import labelled_rows
 from tabserve.lifecycle.contenders import Contenders
 from tabserve.lifecycle.evaluation import evaluate_log
 from tabserve.lifecycle.labelled_rows import LabelledRows, WindowRows
-from tabserve.lifecycle.retraining import LOCK_FILE
+from tabserve.lifecycle.retraining import LOCK_FILE, Retrained, judged
 from tabserve.lifecycle.training_rows import Known, with_window
 from tabserve.model_store import LoadedModel
 from tabserve.rollout_state import Challenger, RolloutState, read_rollout
@@ -177,6 +179,28 @@ def test_a_model_that_went_stale_is_beaten_by_the_one_retrained_on_the_window_an
     found = evaluate_log(Contenders(before_all, new), readable_place(stream.log.as_uri()), MONTH, [])
     assert found.since == datetime.fromisoformat(lineage["window"]["until"])
     assert len(AFTER) - 2 <= len(found.pairs) <= len(AFTER)
+
+
+def test_what_is_to_be_typed_next_follows_from_what_the_test_rows_prove() -> None:
+    random = np.random.default_rng(1)
+    target = random.integers(0, 3, 4000)
+
+    def scores(share: float, n_rows: int = 4000) -> np.ndarray:
+        """Of a model that is right in such a share of the rows."""
+        said = np.where(random.random(n_rows) < share, target[:n_rows], (target[:n_rows] + 1) % 3)
+        return 0.1 + 0.7 * np.eye(3)[said]
+
+    def found(before: np.ndarray, after: np.ndarray) -> tuple[str, str]:
+        verdict = judged(Retrained("m:2", CONTRACT, target[: len(before)], before, after)).verdict
+        return verdict, next_step(verdict, "m:2", argparse.Namespace(log_url=None))
+
+    worse, better = scores(0.6), scores(0.8)
+    assert found(worse, better) == ("better", "tabserve promote m:2 --why TEXT")
+    assert found(better, worse)[0] == "worse"
+    assert found(better, worse)[1].startswith("tabserve stop")
+    waits = "tabserve promote m:2 --needs better, when 2,000 predictions from now on have labels"
+    assert found(better, better) == ("not worse", waits)
+    assert found(worse[:1999], better[:1999]) == ("inconclusive", waits)
 
 
 def test_an_empty_window_gives_the_model_of_the_first_training_again(

@@ -4,10 +4,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, environment, home_in_use
+from conftest import ROOT, environment, home_in_use, wait_for
 from contracts import contracts
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +22,10 @@ from tabserve.lifecycle import changes
 from tabserve.lifecycle.compatibility import breaking_changes
 from tabserve.lifecycle.shadowing import offer_as_shadow
 from tabserve.model_store import ModelRefusedError
+from tabserve.rollout import Rollout
+from tabserve.rollout_follower import Follower
 from tabserve.rollout_state import ROLLOUT_FILE, BadRolloutError, Challenger, RolloutState, read_rollout
+from tabserve.settings import Settings
 
 
 @pytest.fixture
@@ -129,6 +133,20 @@ def test_of_a_contract_that_has_little_to_do_with_the_other_one_some_faults_are_
         changes.promote(home, versions.other, "another table")
 
 
+@pytest.mark.parametrize("is_there", [False, True], ids=["gone", "damaged"])
+def test_a_champion_that_was_lost_keeps_nobody_from_another_one(home: Path, versions: Versions, is_there: bool) -> None:
+    changes.promote(home, versions.first, "the first one")
+    folder = home / "models" / versions.first.replace(":", "/")
+    if is_there:
+        (folder / "contract.json").write_text("{}")
+    else:
+        shutil.rmtree(folder)
+
+    with pytest.raises(BadRolloutError, match="breaks callers of .* cannot be said: .*--allow-contract-change"):
+        changes.promote(home, versions.small, "what else")
+    assert changes.promote(home, versions.small, "what else", allow_contract_change=True).champion == versions.small
+
+
 def test_another_contract_may_be_promoted_where_somebody_says_so(home: Path, versions: Versions) -> None:
     changes.promote(home, versions.first, "the first one")
     changes.promote(home, versions.other, "callers know", allow_contract_change=True)
@@ -189,6 +207,25 @@ def test_one_challenger_does_not_push_another_one_out(home: Path, versions: Vers
 
     with pytest.raises(BadRolloutError, match="is challenger already"):
         changes.challenge(home, Challenger(model=versions.moody, mode="canary", share=5), "too")
+
+
+def test_the_history_knows_from_when_to_when_a_challenger_stood_just_so(home: Path, versions: Versions) -> None:
+    def stood(share: float) -> tuple[datetime, datetime | None] | None:
+        test = Challenger(model=versions.small, mode="ab", share=share, by="header:x-user")
+        return deployments.stood(deployments.happened(home), versions.first, test)
+
+    changes.promote(home, versions.first, "the first one")
+    assert stood(50) is None
+    for share in (50, 40, 50):
+        changes.challenge(home, Challenger(model=versions.small, mode="ab", share=share, by="header:x-user"), "a test")
+    changes.pause(home, "a moment")  # which does not end it
+    changes.resume(home, "over")
+    moments = [datetime.fromisoformat(change.time) for change in deployments.history(home)]
+
+    assert stood(40) == (moments[2], moments[3])
+    assert stood(50) == (moments[3], None)
+    changes.promote(home, versions.moody, "another one")
+    assert stood(50) == (moments[3], datetime.fromisoformat(deployments.history(home)[-1].time))
 
 
 def test_without_a_champion_nothing_is_put_beside_it_or_paused(home: Path, versions: Versions) -> None:
@@ -329,6 +366,37 @@ def test_a_history_that_was_tampered_with_stops_the_next_change_and_says_what_to
     assert cli.main(["pause", "--why", "to look at it"]) == 3
     assert caplog.messages[-1].endswith("move the file away, and keep it")
     assert said(home).champion == versions.first
+
+
+# --- what a service makes of it
+
+
+def test_after_a_start_the_champion_before_is_loaded_too_and_gone_back_to_even_where_the_store_has_lost_it(
+    home: Path, versions: Versions, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Nobody:
+        def in_service(self, models: set[tuple[str, str]], *, is_paused: bool) -> None: ...
+
+        def refused(self, *, is_refused: bool, is_news: bool) -> None: ...
+
+    caplog.set_level("INFO")
+    for tag in (versions.first, versions.moody, versions.small):
+        changes.promote(home, tag, "one after the other")
+    changes.rollback(home, "slower")  # from here one would go back to the first
+    rollout = Rollout()
+    follower = Follower(
+        rollout, home / ROLLOUT_FILE, settings=Settings(), observer=Nobody(), shadow_of=lambda *_: pytest.fail("none")
+    )
+    try:
+        follower.begin(versions.small)
+        wait_for(lambda: f"model {versions.first} is loaded too, for a rollback" in caplog.messages)
+        assert rollout.champion().tag == versions.moody
+
+        shutil.rmtree(home / "models" / versions.first.replace(":", "/"))
+        RolloutState(champion=versions.first).save(home / ROLLOUT_FILE)
+        wait_for(lambda: rollout.champion().tag == versions.first)
+    finally:
+        follower.close()
 
 
 # --- the command line

@@ -11,6 +11,7 @@ import mmap
 import struct
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 from tabserve.access.rate_limit import RateLimit
@@ -78,6 +79,7 @@ class WorkerBuckets:
         return offset + full_at.index(min(full_at)) * _BUCKET.size, 0.0
 
 
+@lru_cache(maxsize=4096)  # as long as all the rest
 def _place(who: str) -> tuple[int, int]:
     """What a caller is called in the file, and where his set begins."""
     name = int.from_bytes(hashlib.blake2b(who.encode(), digest_size=8).digest(), "little")

@@ -43,15 +43,13 @@ def add_ab_result_command(commands: Commands) -> None:
 @ends_with_two
 def ab_result(options: Options) -> int:
     from tabserve import model_store  # here, because they import BentoML and DuckDB
-    from tabserve.contract import Contract
     from tabserve.lifecycle import experiment
     from tabserve.lifecycle.experiment_plan import planned
     from tabserve.lifecycle.experiment_text import text_of
 
     test, window = _test(options)
     try:
-        stored = model_store.find(test.control)
-        contract = Contract.load(stored.directory / model_store.CONTRACT_FILE)
+        contract = model_store.read_contract(model_store.find(test.control))
     except model_store.ModelRefusedError as error:
         raise BadQuestionError(str(error)) from error
     place = readable_place(log_url_of(options))

@@ -53,6 +53,6 @@ def _contract(wanted: str | None) -> Contract:
 
     try:
         model = model_store.find(wanted) if wanted else choose_model(Settings.from_environment())
-        return Contract.load(model.directory / model_store.CONTRACT_FILE)
+        return model_store.read_contract(model)
     except model_store.ModelRefusedError as error:
         raise BadQuestionError(str(error)) from error

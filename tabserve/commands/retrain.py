@@ -106,12 +106,12 @@ def retrain(options: Options) -> int:
         say(offer_as_shadow(model_store.home(), done.tag, model.tag, why))
     elif not rollout.exists():
         logger.warning("no rollout.yaml names a champion: a service that starts now serves the newest, %s", done.tag)
-    say(f"next: {_next(found.verdict, done.tag, options)}", done.tag)
+    say(f"next: {next_step(found.verdict, done.tag, options)}", done.tag)
     return 0
 
 
-def _next(verdict: "Verdict", tag: str, options: Options) -> str:
-    """What to type."""
+def next_step(verdict: "Verdict", tag: str, options: Options) -> str:
+    """What to type after a retraining with this verdict on its test rows."""
     from tabserve.lifecycle.comparison import LEAST_ROWS
 
     where = f" --log-url {options.log_url}" if options.log_url else ""

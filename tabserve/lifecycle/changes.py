@@ -13,7 +13,6 @@ from typing import Any
 
 from tabserve import deployments, model_store
 from tabserve.audit import audit_log
-from tabserve.contract import Contract
 from tabserve.lifecycle.compatibility import breaking_changes
 from tabserve.model_store import StoredModel
 from tabserve.rollout_state import HEADER, ROLLOUT_FILE, BadRolloutError, Challenger, RolloutState, read_rollout
@@ -72,12 +71,8 @@ def promote(
             raise BadRolloutError(f"{tag} is champion already")
         _check_from(state, only_from)
         _check_beside(state, only_beside)
-        faults = breaking_changes(_contract(model_store.find(state.champion)), _contract(model))
-        if faults and not allow_contract_change:
-            raise BadRolloutError(
-                f"the contract of {tag} breaks callers of {state.champion}: {_some(faults)}. "
-                "Tell them, then promote it with --allow-contract-change"
-            )
+        if not allow_contract_change:
+            _check_callers(state.champion, model)
         return RolloutState(champion=tag, paused=state.paused)
 
     return _change(home, action, to, why)
@@ -138,7 +133,7 @@ def challenge(home: Path, challenger: Challenger, why: str, *, only_beside: Chal
             raise BadRolloutError(
                 f"{there.model} is challenger already ({there.mode}): `tabserve stop` ends that, or promote it"
             )
-        ours, theirs = _contract(model_store.find(state.champion)), _contract(model)
+        ours, theirs = (model_store.read_contract(one) for one in (model_store.find(state.champion), model))
         if ours.hash != theirs.hash:
             raise BadRolloutError(
                 f"{challenger.model} was trained for another contract than {state.champion}, so it cannot be asked the "
@@ -242,6 +237,23 @@ def _said(state: RolloutState) -> dict[str, Any]:
     return state.model_dump(exclude_none=True)
 
 
+def _check_callers(champion: str, model: StoredModel) -> None:
+    """Whether who is answered by the champion could go on with a model."""
+    theirs, tag = model_store.read_contract(model), model.tag
+    try:
+        faults = breaking_changes(model_store.read_contract(model_store.find(champion)), theirs)
+    except model_store.ModelRefusedError as error:
+        raise BadRolloutError(
+            f"whether the contract of {tag} breaks callers of {champion} cannot be said: {error}. "
+            "Where you know that it does not, promote it with --allow-contract-change"
+        ) from error
+    if faults:
+        raise BadRolloutError(
+            f"the contract of {tag} breaks callers of {champion}: {_some(faults)}. "
+            "Tell them, then promote it with --allow-contract-change"
+        )
+
+
 def _some(faults: list[str]) -> str:
     more = f"; and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
     return "; ".join(faults[:MOST_FAULTS]) + more
@@ -271,7 +283,3 @@ def _usable(tag: str) -> StoredModel:
     model = model_store.find(tag)
     model_store.verify(model)
     return model
-
-
-def _contract(model: StoredModel) -> Contract:
-    return Contract.load(model.directory / model_store.CONTRACT_FILE)

@@ -49,7 +49,7 @@ def _uses(home: Path, models: list[StoredModel]) -> dict[str, list[str]]:
     uses: dict[str, list[str]] = {}
     state = read_rollout(home / ROLLOUT_FILE)
     if state is None:
-        uses[models[-1].tag] = ["served, none promoted"]
+        uses[models[-1].tag] = ["newest, none promoted"]
         return uses
     uses.setdefault(state.champion, []).append("champion" if state.paused is None else "champion, paused")
     if state.challenger is not None:

@@ -164,10 +164,16 @@ def test_a_good_canary_gets_all_requests_and_none_is_lost_on_the_way(releasing: 
 
 
 @pytest.mark.needs_program("nginx", "prometheus")
-def test_a_failing_canary_goes_back_and_the_stable_version_answers_all(releasing: Release) -> None:
+def test_a_failing_canary_goes_back_and_the_stable_version_answers_all(
+    releasing: Release, capsys: pytest.CaptureFixture[str]
+) -> None:
     releasing.mood.write_text("raises")
 
     code, callers = releasing.run(p99_seconds=2.0)
+
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["judgement"] == "back"
+    assert last["canary"]["n_errors"] > 0 == last["stable"]["n_errors"]
 
     assert code == canary.GONE_BACK
     assert callers.lost == []
@@ -189,6 +195,14 @@ def test_a_slow_canary_goes_back(releasing: Release) -> None:
     assert code == canary.GONE_BACK
     assert callers.lost == []
     assert "0 % to the canary" in releasing.traffic.file.read_text()
+
+
+def test_by_itself_each_of_four_steps_is_observed_for_five_minutes() -> None:
+    options = canary._parser().parse_args(["nginx", "--file", "canary.conf", "--prometheus", "http://127.0.0.1:9090"])
+
+    assert list(options.steps) == [5, 25, 50, 100]
+    assert options.seconds == 300
+    assert (options.error_threshold, options.latency_threshold) == (0.01, 300)
 
 
 def test_what_is_written_for_nginx_is_a_share_of_the_requests(tmp_path: Path) -> None:

@@ -258,6 +258,17 @@ def test_every_secret_that_somebody_names_is_there_with_its_key(manifests: list[
         assert all(source["secretRef"]["name"] in secrets for source in container.get("envFrom", []))
     for volume in volumes(manifests):
         assert "secret" not in volume or volume["secret"]["secretName"] in secrets
+    for _, template in pods(manifests):
+        keys = {
+            one["name"]: secrets[one["secret"]["secretName"]] for one in template["spec"]["volumes"] if "secret" in one
+        }
+        for container in containers_of(template):
+            mounts = [mount for mount in container["volumeMounts"] if mount["name"] in keys]
+            files = {f"{mount['mountPath']}/{key}" for mount in mounts for key in keys[mount["name"]]}
+            said = [one.get("value", "") for one in container.get("env", [])]
+            said += [option.partition("=")[2] for option in container.get("args", [])]
+            named = {path for path in said if path.startswith("/run/secrets/")}
+            assert named == files, "each is read, and each that is read is there"
     for monitor in of_kind(manifests, "ServiceMonitor"):
         for endpoint in monitor["spec"]["endpoints"]:
             credentials = endpoint.get("authorization", {}).get("credentials")
@@ -382,6 +393,7 @@ def test_the_least_replicas_take_twice_the_peak_by_the_figures_of_the_load_tests
     for autoscaler in of_kind(manifests, "HorizontalPodAutoscaler"):
         (metric,) = autoscaler["spec"]["metrics"]
         percent = metric["resource"]["target"]["averageUtilization"]
+        assert f"target is {percent} %" in text
         (rate,) = re.findall(rf"^\| {percent}% \| (\d+) \|", text, re.MULTILINE)
         assert autoscaler["spec"]["minReplicas"] * int(rate) >= 2 * EXPECTED_PEAK_RATE
         (target,) = [
