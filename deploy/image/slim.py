@@ -71,6 +71,7 @@ def main(environment: Path) -> None:
     link_what_is_the_same(libraries)
     subprocess.run(["strip", "--strip-unneeded", *filter(keeps_its_layout, libraries)], check=True)
     give_whole_seconds(packages.rglob("*.py"))
+    (environment / ".lock").unlink()  # uv's, and everybody's to write to
 
 
 def give_whole_seconds(sources: Iterable[Path]) -> None:

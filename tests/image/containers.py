@@ -114,7 +114,7 @@ class Containers:
             self.podman("image", "umount", image)
 
     def layers(self, image: str) -> tuple[dict, Path]:
-        """Its configuration, and a folder with its layers as they would be pushed."""
+        """Its manifest, and a folder with its layers and configuration as they would be pushed."""
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         target = f"dir:{folder}"
         command = ["skopeo", "copy", "--quiet", "--dest-compress", f"containers-storage:localhost/{image}", target]

@@ -184,8 +184,16 @@ def test_it_runs_as_nobody_in_particular_without_capabilities_and_can_change_not
     assert (fields["NoNewPrivs"], fields["Seccomp"]) == ("1", "2")
     assert service.run("cat", "/proc/1/cmdline").stdout.startswith("/app/.venv/bin/python\0")  # it gets the signals
     assert service.run("touch", "/app/.venv/it").returncode != 0
-    found = service.run("find", "/", "-xdev", "-writable", "-not", "-type", "l").stdout.split()
-    assert {path for path in found if not path.startswith(("/dev/", "/proc/"))} <= {"/tmp", "/var/tmp", "/run"}
+    # With a root that could be written to as well.
+    its = ("(", "-user", str(USER), "-o", "-group", str(USER), "-o", "-perm", "-o=w", ")")
+    found = service.run("find", "/", "-xdev", *its, "-not", "-type", "l").stdout.split()
+    assert "/tmp" in found
+    assert {path for path in found if not path.startswith(("/dev", "/proc"))} <= {
+        "/tmp",
+        "/var/tmp",
+        "/run",
+        "/run/lock",
+    }
 
 
 def test_it_has_one_worker_its_own_configuration_and_reports_to_nobody(service: Container) -> None:
@@ -313,33 +321,35 @@ def test_as_in_production_it_knows_its_callers_by_their_keys_and_counts_their_re
 # --- what is in it
 
 
-def test_it_is_as_small_as_it_says(containers: Containers, image: str) -> None:
-    unpacked = int(containers.podman("image", "inspect", "--format", "{{.Size}}", image).stdout)
+@pytest.fixture(scope="module")
+def layers(containers: Containers, image: str) -> tuple[list[Path], Path]:
+    """The layers of the image as they would be pushed, and its configuration."""
     manifest, folder = containers.layers(image)
-    compressed = sum(layer["size"] for layer in manifest["layers"])
-    shutil.rmtree(folder)
+    layers = [folder / layer["digest"].removeprefix("sha256:") for layer in manifest["layers"]]
+    return layers, folder / manifest["config"]["digest"].removeprefix("sha256:")
+
+
+def test_it_is_as_small_as_it_says(containers: Containers, image: str, layers: tuple[list[Path], Path]) -> None:
+    unpacked = int(containers.podman("image", "inspect", "--format", "{{.Size}}", image).stdout)
 
     assert unpacked <= UNPACKED_BYTES
-    assert compressed <= COMPRESSED_BYTES
+    assert sum(layer.stat().st_size for layer in layers[0]) <= COMPRESSED_BYTES
 
 
 def test_no_layer_holds_a_secret_an_address_of_a_package_index_or_what_building_needed(
-    containers: Containers, image: str
+    containers: Containers, image: str, layers: tuple[list[Path], Path]
 ) -> None:
     secrets = {
-        value.encode()
+        value: name
         for name, value in os.environ.items()
         if re.search(r"TOKEN|SECRET|PASSWORD|_KEY$", name) and len(value) >= 8 and not value.startswith("/")
     }
-    needles = {*secrets, *index_addresses()}
-    assert os.environ["PLANTED_TOKEN"].encode() in needles
-    manifest, folder = containers.layers(image)
-    for layer in manifest["layers"]:
-        content = gzip.decompress((folder / layer["digest"].removeprefix("sha256:")).read_bytes())
-        assert not [needle for needle in needles if needle in content]
-    configuration = (folder / manifest["config"]["digest"].removeprefix("sha256:")).read_bytes()
-    shutil.rmtree(folder)
-    assert not [needle for needle in needles if needle in configuration]
+    needles = secrets | dict.fromkeys(index_addresses(), "an index")
+    assert "PLANTED_TOKEN" in needles.values()
+    compressed, configuration = layers
+    for content in (configuration.read_bytes(), *(gzip.decompress(layer.read_bytes()) for layer in compressed)):
+        # By name: what is secret belongs in no report either.
+        assert [name for needle, name in needles.items() if needle.encode() in content] == []
 
     with containers.mounted(image) as root:
         named = {path.name for path in root.rglob("*") if path.is_file()}
@@ -352,7 +362,7 @@ def test_no_layer_holds_a_secret_an_address_of_a_package_index_or_what_building_
     assert not re.search(r"https?:|index-url|find-links", requirements)
 
 
-def index_addresses() -> set[bytes]:
+def index_addresses() -> set[str]:
     """From where this machine installs: what pip and uv are told in files and in the environment."""
     said = subprocess.run(["pip", "config", "list"], capture_output=True, text=True).stdout
     values = [
@@ -360,7 +370,7 @@ def index_addresses() -> set[bytes]:
     ]
     values += [value for name, value in os.environ.items() if re.search("INDEX|FIND_LINKS", name)]
     words = {word for value in values for word in value.replace("\\n", " ").split()}
-    return {word.encode() for word in words if "/" in word and "pypi.org" not in word}
+    return {word for word in words if "/" in word and "pypi.org" not in word}
 
 
 def test_its_bill_of_materials_keeps_the_schema_and_names_what_is_in_it(
