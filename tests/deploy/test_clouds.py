@@ -13,6 +13,7 @@ import httpx
 import pytest
 import yaml
 from conftest import BUILT_IN, ROOT, Service, free_port
+from test_compose import write_with
 from test_http import TUTORIAL_ROW
 
 from loadtest.processes import find_program, running
@@ -120,16 +121,11 @@ def test_what_goes_before_the_service_in_ecs_makes_room_and_writes_the_keys(tmp_
 
 def nginx_of_sagemaker(folder: Path, port: int, service: str) -> list[str]:
     """Its command on this machine: names and places are all that is changed."""
-    text = (CLOUDS / "sagemaker" / "nginx.conf").read_text()
     here = {
-        " /tmp/": f" {folder}/",
         "server 127.0.0.1:3000": f"server {service}",
         "listen 8080": f"listen 127.0.0.1:{port}",
     }
-    for there, replacement in here.items():
-        assert there in text
-        text = text.replace(there, replacement)
-    (folder / "nginx.conf").write_text(text)
+    write_with(here, CLOUDS / "sagemaker" / "nginx.conf", folder)
     (command,) = re.findall(r"^nginx (.*) &$", (CLOUDS / "sagemaker" / "serve").read_text(), re.MULTILINE)
     options = shlex.split(command.replace("/etc/nginx/sagemaker.conf", str(folder / "nginx.conf")))
     return [str(find_program("nginx")), "-p", str(folder), *options]

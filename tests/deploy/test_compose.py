@@ -190,22 +190,26 @@ def test_alertmanager_takes_its_configuration(stack: dict[str, Any]) -> None:
     assert files == set(stack["services"]["alertmanager"]["secrets"])
 
 
+def write_with(here: dict[str, str], configuration: Path, folder: Path) -> None:
+    """Writes a configuration of nginx into a folder, with places of this machine; each must have been there."""
+    text = configuration.read_text()
+    for there, replacement in {" /tmp/": f" {folder}/", **here}.items():
+        assert there in text
+        text = text.replace(there, replacement)
+    (folder / "nginx.conf").write_text(text)
+
+
 def nginx_of(folder: Path, port: int, service: str) -> list[str]:
     """The command of the stack's nginx on this machine: its names and places are all that is changed."""
     certificate = ["-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
     names = ["-addext", "subjectAltName=IP:127.0.0.1"]
     ran("openssl", "req", *certificate, *names, "-keyout", "tls-key", "-out", "tls-certificate", cwd=folder)
-    text = (FOLDER / "nginx.conf").read_text()
     here = {
-        " /tmp/": f" {folder}/",
         "/run/secrets/": f"{folder}/",
         "server tabserve:3000": f"server {service}",
         "listen 8443": f"listen 127.0.0.1:{port}",
     }
-    for there, replacement in here.items():
-        assert there in text
-        text = text.replace(there, replacement)
-    (folder / "nginx.conf").write_text(text)
+    write_with(here, FOLDER / "nginx.conf", folder)
     (folder / "canary.conf").write_bytes((FOLDER / "canary.conf").read_bytes())
     return [str(find_program("nginx")), "-p", str(folder), "-e", "stderr", "-c", str(folder / "nginx.conf")]
 
