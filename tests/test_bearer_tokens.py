@@ -73,7 +73,14 @@ def test_a_token_of_the_issuer_opens_what_its_scopes_name() -> None:
     tokens, _ = tokens_of(Fixed(BOTH))
     door = door_with(Gate(Counted(), recognize=[tokens.caller]))
 
-    for shown in (token(), token(EC, "ES256", "e"), token(scope=None, scp=["predict"]), token(aud=["x", AUDIENCE])):
+    soon = int(time.time()) + 5  # by an issuer whose clock goes before ours
+    for shown in (
+        token(),
+        token(EC, "ES256", "e"),
+        token(scope=None, scp=["predict"]),
+        token(aud=["x", AUDIENCE]),
+        token(nbf=soon, iat=soon),
+    ):
         header = (b"authorization", b"Bearer " + shown)
         assert [answer_to(door, path, header)[0] for path in ("/metadata", "/feedback")] == [503, 403]
     caller = tokens.caller(token(sub="al\nice" * 50))
