@@ -6,7 +6,7 @@ import http.server
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jwt
 import pytest
@@ -73,7 +73,14 @@ def test_a_token_of_the_issuer_opens_what_its_scopes_name() -> None:
     tokens, _ = tokens_of(Fixed(BOTH))
     door = door_with(Gate(Counted(), recognize=[tokens.caller]))
 
-    for shown in (token(), token(EC, "ES256", "e"), token(scope=None, scp=["predict"]), token(aud=["x", AUDIENCE])):
+    soon = int(time.time()) + 5  # by an issuer whose clock goes before ours
+    for shown in (
+        token(),
+        token(EC, "ES256", "e"),
+        token(scope=None, scp=["predict"]),
+        token(aud=["x", AUDIENCE]),
+        token(nbf=soon, iat=soon),
+    ):
         header = (b"authorization", b"Bearer " + shown)
         assert [answer_to(door, path, header)[0] for path in ("/metadata", "/feedback")] == [503, 403]
     caller = tokens.caller(token(sub="al\nice" * 50))
@@ -219,18 +226,21 @@ def issuer(port: int, said: dict) -> Iterator[list[str]]:
         thread.join()
 
 
+def believing(port: int, observer: Counted) -> tuple[Gate, Callable[[bytes], int]]:
+    """A gate that takes the tokens of the issuer at a port, and what a token is answered with there."""
+    settings = Settings(jwks=f"http://127.0.0.1:{port}/keys", jwt_issuer=ISSUER, jwt_audience=AUDIENCE)
+    gate = open_gate(settings, observer)
+    assert gate is not None
+    door = door_with(gate)
+    return gate, lambda shown: answer_to(door, "/metadata", (b"authorization", b"Bearer " + shown))[0]
+
+
 def test_an_issuer_that_says_nothing_usable_too_much_or_too_slowly_changes_nothing(monkeypatch, caplog) -> None:
     seconds = {"GLANCE_SECONDS": 0.02, "RETRY_SECONDS": 0.05, "ASK_AGAIN_SECONDS": 0.1, "FETCH_SECONDS": 0.5}
     for name, value in seconds.items():
         monkeypatch.setattr(reloaded, name, value)
     port, observer = free_port(), Counted()
-    settings = Settings(jwks=f"http://127.0.0.1:{port}/keys", jwt_issuer=ISSUER, jwt_audience=AUDIENCE)
-    gate = open_gate(settings, observer)
-    assert gate is not None
-    door = door_with(gate)
-
-    def status(shown: bytes) -> int:
-        return answer_to(door, "/metadata", (b"authorization", b"Bearer " + shown))[0]
+    gate, status = believing(port, observer)
 
     good = {"status": 200, "content": BOTH, "pieces": []}
     faults = {
@@ -263,13 +273,7 @@ def test_an_issuer_that_is_away_is_asked_again_and_what_it_said_holds_meanwhile(
     for name, seconds in (("GLANCE_SECONDS", 0.02), ("RETRY_SECONDS", 0.05), ("ASK_AGAIN_SECONDS", 0.2)):
         monkeypatch.setattr(reloaded, name, seconds)
     port, observer = free_port(), Counted()
-    settings = Settings(jwks=f"http://127.0.0.1:{port}/keys", jwt_issuer=ISSUER, jwt_audience=AUDIENCE)
-    gate = open_gate(settings, observer)
-    assert gate is not None
-    door = door_with(gate)
-
-    def status(shown: bytes) -> int:
-        return answer_to(door, "/metadata", (b"authorization", b"Bearer " + shown))[0]
+    gate, status = believing(port, observer)
 
     first, second = token(), token(EC, "ES256", "e")
     said = {"status": 200, "content": jwks(described(RSA, "r", "RS256"))}

@@ -386,8 +386,8 @@ def test_every_query_of_every_panel_has_data(prometheus: Prometheus) -> None:
         raise AssertionError("\n".join(said)) from None
 
 
-# Counters with a label are there from their first count on; these wait for a fault, or for a second window.
-ONLY_AFTER_A_FAULT = {"tabserve_prediction_log_dropped_rows_total"}
+# What has a label is there from its first count on; these wait for a fault, or for a second window.
+ONLY_AFTER_A_FAULT = {"tabserve_prediction_log_dropped_rows_total", "tabserve_stale_access_file"}
 
 
 @pytest.mark.needs_program("prometheus")
