@@ -92,7 +92,7 @@ def test_what_a_prediction_was_worth_is_taken_alone_or_in_a_list_and_is_no_label
         ({"prediction_id": NEW_ID, "label": 1, "why": "x"}, 0, None, "unknown_key", "why"),
         ([{"prediction_id": NEW_ID, "label": 1}], None, None, "shape", "a list of 1"),
         ({"labels": [{"prediction_id": NEW_ID, "label": 1}, {"prediction_id": NEW_ID}]}, 1, "label", "class", None),
-        ("label", None, None, "shape", "label"),
+        ("label", None, None, "shape", "a text of 5"),
     ],
 )
 def test_what_is_no_label_is_a_422_in_the_one_shape(

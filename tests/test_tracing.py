@@ -383,10 +383,11 @@ def test_a_variable_that_cannot_be_used_is_named_with_what_was_expected(monkeypa
 
 def test_the_service_does_not_start_without_the_package_or_with_a_bad_address(models) -> None:
     hide = "import sys; sys.modules['opentelemetry.exporter.otlp.proto.http.trace_exporter'] = None; "
+    start = "import service; service.Tabserve.inject_config(); service.Tabserve.inner.choose()"
     found = []
     for code, endpoint in ((hide, "http://localhost:4318"), ("", "localhost")):
         done = subprocess.run(
-            [sys.executable, "-c", code + "import service; service.Tabserve.inner.choose()"],
+            [sys.executable, "-c", code + start],
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -410,7 +411,7 @@ def test_it_is_off_unless_there_is_a_receiver_and_then_nothing_of_it_is_imported
     assert not wants_tracing({**endpoint, "OTEL_TRACES_EXPORTER": "none"})
     code = """
 import asyncio, sys, service
-service.Tabserve.inner.choose()
+service.Tabserve.inject_config(), service.Tabserve.inner.choose()
 app = service.Tabserve.to_asgi()
 async def receive(): return {"type": "lifespan.startup"}
 async def send(message): raise SystemExit()
