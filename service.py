@@ -1,4 +1,4 @@
-"""The Bento service, which `bentoml serve` runs: it has BentoML load the model, open the front door and serve.
+"""The Bento service, which `bentoml serve` runs: all that BentoML has to know of tabserve, and its batchable API.
 
 Importing this file reads no model and changes nothing but BentoML's telemetry, which is turned off.
 """

@@ -164,6 +164,6 @@ def quiet_collector() -> None:
 
 
 def end() -> NoReturn:
-    """Ends the process at once, whatever its other threads and its server are doing; BentoML then ends the others."""
+    """Ends the process at once, whatever its other threads and its server are doing."""
     logging.shutdown()
     os._exit(1)

@@ -6,6 +6,7 @@ Locust and its like cost more per request than the servers measured here, and wo
 import asyncio
 import gc
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -131,7 +132,7 @@ class _Connection(asyncio.Protocol):
         self._transport.close()
 
 
-class _Load:
+class _Load(ABC):
     """Requests in turn, over some connections, until a time."""
 
     def __init__(self, requests: Sequence[bytes], kept: int = 1) -> None:
@@ -144,8 +145,9 @@ class _Load:
         self._next = (number + 1) % len(self.requests)
         return number
 
+    @abstractmethod
     def answered(self, connection: _Connection, status: int, head: bytes, body: bytes) -> None:
-        raise NotImplementedError
+        """Records an answer, and has the connection ask again or wait."""
 
     async def connect(self, port: int) -> _Connection:
         _, connection = await asyncio.get_running_loop().create_connection(lambda: _Connection(self), "127.0.0.1", port)

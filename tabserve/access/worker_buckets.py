@@ -79,7 +79,7 @@ class WorkerBuckets:
         return offset + full_at.index(min(full_at)) * _BUCKET.size, 0.0
 
 
-@lru_cache(maxsize=4096)  # as long as all the rest
+@lru_cache(maxsize=4096)  # making it takes as long as all the rest of a take
 def _place(who: str) -> tuple[int, int]:
     """What a caller is called in the file, and where his set begins."""
     name = int.from_bytes(hashlib.blake2b(who.encode(), digest_size=8).digest(), "little")
