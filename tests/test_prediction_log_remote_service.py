@@ -1,17 +1,15 @@
 """A real `bentoml serve` with two workers under load, while its database is stopped and its bucket stands still."""
 
-import os
-import signal
 import time
 from pathlib import Path
 from statistics import median
 
 import pytest
-from conftest import TrainedModels, lines_of, stop, wait_for
+from conftest import TrainedModels, stop, wait_for
 from prediction_log_parts import ids_in, opened, predictions
 from stores import PASSWORD, PostgresqlServer, S3Server, schema_of
 from test_prediction_log_remote import segment_of
-from test_prediction_log_service import LOST_SECONDS, load_on, metric, two_workers
+from test_prediction_log_service import LOST_SECONDS, kill, load_on, metric, nobody_owns, two_workers
 
 from tabserve.prediction_log.places import place_of
 
@@ -62,12 +60,8 @@ def test_after_a_kill_amid_deliveries_nothing_is_there_twice_and_only_the_last_h
     with two_workers(models, tmp_path, TABSERVE_LOG_URL=url) as service:
         with load_on(service) as load:
             wait_for(lambda: n_delivered(postgresql, url) > 1000)
-            workers = {line["process"] for line in lines_of(service) if " is in service" in line["message"]}
-            killed = time.monotonic()
-            for process in (service.process.pid, *workers):  # the parent first, which would start others
-                os.kill(process, signal.SIGKILL)
-        service.process.wait()
-        assert len(workers) == 2
+            killed = kill(service)
+        wait_for(lambda: nobody_owns(url))
 
     log = opened(url, tmp_path)
     place = place_of(url)
