@@ -122,9 +122,13 @@ def test_a_soak_whose_memory_grows_is_not_good() -> None:
     instants = [float(second) for second in range(100)]
     rising = [100 + second for second in instants]
     flat_in_the_end = [100 + min(second, 15) for second in instants]
+    up_and_down = [100 + second % 15 for second in instants]
+    up_and_down_and_rising = [100 + second % 15 + second / 10 for second in instants]
 
     assert not Soak(10, 1000, Measured(), 0, instants, rising).is_good
+    assert not Soak(10, 1000, Measured(), 0, instants, up_and_down_and_rising).is_good
     assert Soak(10, 1000, Measured(), 0, instants, flat_in_the_end).is_good
+    assert Soak(10, 1000, Measured(), 0, instants, up_and_down).is_good
 
 
 def test_a_section_of_a_document_is_replaced_and_nothing_else(tmp_path: Path) -> None:
