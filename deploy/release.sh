@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The steps of a release, in this order; .github/workflows/release.yaml runs them, and by hand they are the same:
 #
-#   train                trains with the gates, and packs the model into build/
+#   production-model     the model that was released last, into build/production.bentomodel; nothing the first time
+#   train                trains with the gates, holds the model against that one, and packs it into build/
 #   image                builds both images of the packed model, pushes them to REGISTRY, writes what is in them to build/
 #   render OVERLAY       the manifests with the images of this release, to look at
 #   rollout ENVIRONMENT  staging, or production when its canary has passed
@@ -9,9 +10,11 @@
 #   load                 five minutes of load within the objectives of loadtest/slo.yaml
 #   canary               the new image beside the old one in production: 5, 25, 50, 100 % of the requests, or back to none
 #   back ENVIRONMENT     to what served before, in seconds
+#   keep                 the packed model beside those that were released before
 #
 # From the environment: IMAGE and TOOLS_IMAGE (with their digests), MODEL (name:version), URL; PROMETHEUS for the canary;
-# API_KEY and KUBECONFIG_CONTENT, which are secret. What a step found goes to GITHUB_OUTPUT, or is said.
+# API_KEY and KUBECONFIG_CONTENT, which are secret; BREAKS_CALLERS=yes where they were told of another contract. What a
+# step found goes to GITHUB_OUTPUT and GITHUB_STEP_SUMMARY, or is said.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -53,16 +56,55 @@ push() { # an image of this machine; says its name in the registry, with the dig
   docker inspect --format '{{index .RepoDigests 0}}' "$there"
 }
 
+# A model store with nothing in it but what a release is about, whatever somebody's own one has.
+new_store() {
+  export BENTOML_HOME=$PWD/build/home
+  rm -rf "$BENTOML_HOME"
+  mkdir -p "$BENTOML_HOME"
+}
+newest_model() { .venv/bin/python -c 'from tabserve import model_store; print(model_store.find(None).tag)'; }
+
+# Whether callers of the model in production ($1) can go on with the new one ($2); and how good both are, for who approves.
+compare() {
+  echo "champion: $1" >"$BENTOML_HOME/rollout.yaml" # not by `promote`, which wants a model of this very scikit-learn
+  .venv/bin/python -m tabserve models | summary "$2 after $1"
+  .venv/bin/python -m tabserve promote "$2" --why "a release" ${BREAKS_CALLERS:+--allow-contract-change}
+}
+summary() { # a title, and what comes in
+  { printf '### %s\n\n```\n' "$1" && cat && printf '```\n'; } | tee -a "${GITHUB_STEP_SUMMARY:-/dev/null}" >&2
+}
+
 step=${1:-}
 case $step in
-train)
-  model=$(make --silent train | tail -n 1)
+production-model)
   mkdir -p build
+  rm -f build/production.bentomodel
+  # By when they were published: GitHub sorts them by their commits.
+  released=$(gh release list --exclude-drafts --exclude-pre-releases --limit 1000 --json name,tagName,publishedAt \
+    --jq 'map(select(.name | startswith("model "))) | sort_by(.publishedAt) | last | .tagName // empty')
+  if [ -z "$released" ]; then
+    echo "no model was released yet" >&2
+  else
+    gh release download "$released" --pattern model.bentomodel --output build/production.bentomodel
+  fi
+  ;;
+train)
+  make --silent .venv/training.installed
+  new_store
+  production=""
+  if [ -f build/production.bentomodel ]; then
+    .venv/bin/bentoml models import "$PWD/build/production.bentomodel" # the number of the new one follows from it
+    production=$(newest_model)
+  fi
+  model=$(make --silent train | tail -n 1)
+  if [ -n "$production" ]; then compare "$production" "$model"; fi
+  rm -f build/model.bentomodel
   .venv/bin/bentoml models export "$model" "$PWD/build/model.bentomodel" # of a relative path it takes the root for the folder
   found model "$model"
   ;;
 image)
   make --silent .venv/training.installed
+  new_store
   .venv/bin/bentoml models import "$PWD/build/model.bentomodel"
   image=$(TABSERVE_MODEL=${MODEL:?} make --silent image | tail -n 1)
   tools=$(make --silent image-tools | tail -n 1)
@@ -84,6 +126,10 @@ rollout)
   wait_for "$namespace" tabserve
   kubectl --namespace "$namespace" delete --ignore-not-found \
     deployment/tabserve-canary service/tabserve-canary hpa/tabserve-canary pdb/tabserve-canary
+  ;;
+keep)
+  gh release create "${MODEL/:/-}" build/model.bentomodel --title "model ${MODEL:?}" --notes "Image: ${IMAGE:?}" \
+    ${GITHUB_SHA:+--target "$GITHUB_SHA"}
   ;;
 back)
   namespace=$(namespace_of "${2:?staging or production}")
@@ -109,7 +155,7 @@ canary)
   .venv/bin/python -m deploy.canary httproute --namespace tabserve --prometheus "${PROMETHEUS:?}"
   ;;
 *)
-  sed -n '2,14s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,16s/^# \{0,1\}//p' "$0" >&2
   exit 2
   ;;
 esac

@@ -4,11 +4,12 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import BUILT_IN, ROOT, TrainedModels, environment, home_in_use
+from conftest import ROOT, environment, home_in_use
 
 from loadtest.processes import find_program
 from tabserve import model_store
@@ -142,31 +143,87 @@ def test_a_secret_is_in_no_command_and_no_file_is_left(cluster: Path, tmp_path: 
     assert not list(left.iterdir())
 
 
-def test_the_model_that_was_trained_is_the_one_that_the_image_gets(
-    models: TrainedModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`make` has trained it already, and builds no image here: what is between the two is real."""
-    tag = models.tag(BUILT_IN)
+@dataclass(frozen=True)
+class Runner:
+    """A working copy of what trains and packs a model; `make` builds no image, and for `gh` this folder is GitHub."""
+
+    root: Path
+
+    def step(self, name: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        command = [str(self.root / "deploy" / "release.sh"), name]
+        path = f"{self.root}:{os.environ['PATH']}"
+        said = {name: str(self.root / name) for name in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY")}
+        said |= {"PATH": path, "IMAGE": NEW, "GITHUB_SHA": "", "COLUMNS_OF": "a,b", **variables}
+        return subprocess.run(
+            command, env=environment(self.root / "own", **said), capture_output=True, text=True, timeout=300
+        )
+
+    def model(self) -> str:
+        """What the last training said of its model."""
+        return (self.root / "GITHUB_OUTPUT").read_text().splitlines()[-1].removeprefix("model=")
+
+
+@pytest.fixture
+def runner(tmp_path: Path) -> Runner:
     (tmp_path / "deploy").mkdir()
     shutil.copy(ROOT / "deploy" / "release.sh", tmp_path / "deploy")
-    (tmp_path / ".venv").symlink_to(ROOT / ".venv")
-    (tmp_path / "make").write_text(f"""#!/bin/sh
-case "$*" in *train) echo installing; echo {tag} ;; *image) echo "the image of $TABSERVE_MODEL" >&2; exit 1 ;; esac
+    for name in (".venv", "tabserve", "train.py"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for columns in ("a,b", "a,c"):
+        rows = "".join(f"{n},{n * 7 % 11},{'late' if n > 100 else 'soon'}\n" for n in range(200))
+        (tmp_path / f"{columns}.csv").write_text(f"{columns},when\n{rows}")
+    (tmp_path / "make").write_text("""#!/bin/sh
+case "$*" in
+*train) echo installing; exec .venv/bin/python train.py --data $COLUMNS_OF.csv --target when --name arrivals ;;
+*image) echo "the image of $TABSERVE_MODEL" >&2; exit 1 ;;
+esac
 """)
-    (tmp_path / "make").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setenv("GITHUB_OUTPUT", str(tmp_path / "output"))
+    (tmp_path / "gh").write_text("""#!/bin/sh
+case "$*" in
+"release create "*) cp "$4" "released-$3"; printf '%s\\n' "$*" >>asked ;;
+"release list "*) ls -t | sed -n 's/^released-//p' | head -n 1 ;;
+"release download "*) cp "released-$3" "$7" ;;
+esac
+""")
+    for program in ("make", "gh"):
+        (tmp_path / program).chmod(0o755)
+    return Runner(tmp_path)
 
-    def step(name: str, home: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-        command = [str(tmp_path / "deploy" / "release.sh"), name]
-        return subprocess.run(command, env=environment(home, **variables), capture_output=True, text=True, timeout=60)
 
-    packed = step("train", models.home)
-    unpacked = step("image", tmp_path / "home", MODEL=tag)
+def test_the_model_that_was_trained_is_the_one_that_the_image_gets(runner: Runner) -> None:
+    packed = runner.step("train")
+    tag = runner.model()
+    unpacked = runner.step("image", MODEL=tag)
 
     assert packed.returncode == 0, packed.stderr
-    assert (tmp_path / "output").read_text() == f"model={tag}\n"
     assert f"the image of {tag}" in unpacked.stderr
     assert unpacked.returncode == 1, "no image, no release"
-    with home_in_use(tmp_path / "home"):
+    with home_in_use(runner.root / "build" / "home"):
         model_store.verify(model_store.find(tag))
+    assert not (runner.root / "own" / "models").exists(), "somebody's own store is his"
+
+
+def test_a_release_goes_on_from_the_model_that_was_released_last(runner: Runner, tmp_path: Path) -> None:
+    first = [runner.step("production-model"), runner.step("train")]
+    one = runner.model()
+    kept = runner.step("keep", MODEL=one, GITHUB_SHA="0123abc")
+    again = [runner.step("production-model"), runner.step("train")]
+    two = runner.model()
+    breaks = runner.step("train", COLUMNS_OF="a,c")
+    told = runner.step("train", COLUMNS_OF="a,c", BREAKS_CALLERS="yes")
+
+    assert [done.returncode for done in (*first, kept, *again)] == [0] * 5, first[1].stderr + again[1].stderr
+    assert "no model was released yet" in first[0].stderr
+    assert one.startswith("arrivals:1.0.0-")
+    name = one.replace(":", "-")
+    assert (tmp_path / "asked").read_text() == (
+        f"release create {name} build/model.bentomodel --title model {one} --notes Image: {NEW} --target 0123abc\n"
+    )
+    assert two.startswith("arrivals:1.0.1-")
+    summary = (tmp_path / "GITHUB_STEP_SUMMARY").read_text()
+    assert f"{two} after {one}" in summary
+    assert "roc_auc" in summary, "how good both are on their test rows"
+    assert breaks.returncode == 2
+    assert f"breaks callers of {one}" in breaks.stderr
+    assert told.returncode == 0, told.stderr
+    assert runner.model().startswith("arrivals:2.0.0-")

@@ -75,8 +75,8 @@ def test_every_script_and_module_that_is_run_is_there() -> None:
     modules = asked_in(r"python -m ([\w.]+)")
     assert {"deploy.canary", "deploy.image.sbom", "monitoring.drift"} <= modules
     assert not [module for module in modules if find_spec(module) is None]
-    known = set(re.findall(r"^([a-z]+)\)$", (ROOT / "deploy" / "release.sh").read_text(), re.MULTILINE))
-    assert asked_in(r"deploy/release\.sh ([a-z]+)") - known == set()
+    known = set(re.findall(r"^([a-z-]+)\)$", (ROOT / "deploy" / "release.sh").read_text(), re.MULTILINE))
+    assert asked_in(r"deploy/release\.sh ([a-z-]+)") - known == set()
 
 
 def test_every_file_that_the_readme_has_somebody_use_is_there() -> None:
@@ -90,7 +90,7 @@ def test_every_file_that_the_readme_has_somebody_use_is_there() -> None:
 
 def test_a_release_goes_from_tests_to_production_and_nothing_is_left_out() -> None:
     jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yaml").read_text())["jobs"]
-    names = ["test", "train", "image", "staging", "production"]
+    names = ["test", "train", "image", "staging", "production", "keep"]
     assert list(jobs) == names
     for before, name in pairwise(names):
         assert before in jobs[name]["needs"], "it must not begin without it"
@@ -98,9 +98,10 @@ def test_a_release_goes_from_tests_to_production_and_nothing_is_left_out() -> No
     def of(name: str) -> list[str]:
         """What the steps of a job do, in order."""
         texts = [step.get("run") or step["uses"] for step in jobs[name]["steps"]]
-        acts = "release.sh [a-z]+ ?[a-z]*|trivy-action|cosign sign|cosign attest|cosign verify"
+        acts = "release.sh [a-z-]+ ?[a-z]*|trivy-action|cosign sign|cosign attest|cosign verify"
         return [found for text in texts for found in re.findall(acts, text)]
 
+    assert of("train") == ["release.sh production-model", "release.sh train"]
     assert of("image") == ["release.sh image", "trivy-action", "cosign sign", "cosign attest"]
     assert of("staging") == ["cosign verify", "release.sh rollout staging", "release.sh smoke", "release.sh load"]
     assert of("production") == [
@@ -109,6 +110,7 @@ def test_a_release_goes_from_tests_to_production_and_nothing_is_left_out() -> No
         "release.sh smoke ",
         "release.sh back production",
     ]
+    assert of("keep") == ["release.sh keep"]
     assert jobs["production"]["environment"] == "production", "whose reviewers have to say yes"
     for name in ("staging", "production"):
         assert jobs[name]["env"]["IMAGE"] == "${{ needs.image.outputs.image }}", "the one that was built"
