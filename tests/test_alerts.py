@@ -332,6 +332,14 @@ def test_critical_rings_the_pager_and_all_else_is_read_in_the_chat(alert: str, s
     assert done.stdout.strip() == expected, done.stderr
 
 
+@needs_alertmanager
+def test_nobody_gets_up_for_staging() -> None:
+    labels = ("alertname=TabserveLatencyHigh", "severity=critical", "job=tabserve-staging")
+    done = run("amtool", "config", "routes", "test", f"--config.file={ALERTS / 'alertmanager.yaml'}", *labels)
+
+    assert done.stdout.strip() == "chat", done.stderr
+
+
 def test_what_silences_and_what_is_silenced_are_alerts_and_labels_that_exist() -> None:
     names = {alert for alert, _ in RULE}
     config = yaml.safe_load((ALERTS / "alertmanager.yaml").read_text())

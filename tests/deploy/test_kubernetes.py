@@ -12,6 +12,7 @@ import pytest
 import yaml
 from conftest import BUILT_IN, CUSTOMERS, ROOT, SPEND, TrainedModels, home_in_use
 
+from deploy import canary
 from deploy.copies import copies
 from loadtest.processes import find_program
 from loadtest.profiles import EXPECTED_PEAK_RATE
@@ -473,6 +474,27 @@ def test_prometheus_finds_every_service_by_a_port_that_it_names(manifests: list[
         assert found == services
         for endpoint in monitor["spec"]["endpoints"]:
             assert all(endpoint["port"] in [port["name"] for port in one["spec"]["ports"]] for one in found)
+
+
+@pytest.mark.needs_program("kubectl")
+def test_one_prometheus_keeps_staging_apart_from_production(rendered: dict[str, Path]) -> None:
+    def jobs_and_rules(overlay: str) -> tuple[set[str], int]:
+        manifests = list(yaml.safe_load_all(rendered[overlay].read_text()))
+        jobs = {
+            one["replacement"]
+            for monitor in of_kind(manifests, "ServiceMonitor")
+            for endpoint in monitor["spec"]["endpoints"]
+            for one in endpoint["relabelings"]
+            if one["targetLabel"] == "job"
+        }
+        return jobs, len(of_kind(manifests, "PrometheusRule"))
+
+    asked = set(re.findall(r'job="([\w-]+)"', (ROOT / "monitoring" / "alerts" / "rules.yaml").read_text()))
+    command = ["httproute", "--prometheus", "http://prometheus.example.com"]
+    assert jobs_and_rules("staging") == ({"tabserve-staging"}, 0)
+    for overlay in PRODUCTION:
+        assert jobs_and_rules(overlay) == (asked, 1)
+    assert asked == {canary._parser().parse_args(command).job}
 
 
 # --- jobs, load tests
