@@ -13,8 +13,9 @@
 #   keep                 the packed model beside those that were released before
 #
 # From the environment: IMAGE and TOOLS_IMAGE (with their digests), MODEL (name:version), URL; PROMETHEUS for the canary;
-# API_KEY and KUBECONFIG_CONTENT, which are secret; BREAKS_CALLERS=yes where they were told of another contract. What a
-# step found goes to GITHUB_OUTPUT and GITHUB_STEP_SUMMARY, or is said.
+# API_KEY and KUBECONFIG_CONTENT, which are secret; for training LABELLED_ROWS, a file of rows that no model was
+# trained on, and BREAKS_CALLERS=yes where they were told of another contract. What a step found goes to GITHUB_OUTPUT and
+# GITHUB_STEP_SUMMARY, or is said.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -68,11 +69,20 @@ new_store() {
 }
 newest_model() { .venv/bin/python -c 'from tabserve import model_store; print(model_store.find(None).tag)'; }
 
-# Whether callers of the model in production ($1) can go on with the new one ($2); and how good both are, for who approves.
+# Whether callers of the model in production ($1) can go on with the new one ($2), and whether it is not worse; for who approves.
 compare() {
   echo "champion: $1" >"$BENTOML_HOME/rollout.yaml" # not by `promote`, which wants a model of this very scikit-learn
   .venv/bin/python -m tabserve models | summary "$2 after $1"
   .venv/bin/python -m tabserve promote "$2" --why "a release" ${BREAKS_CALLERS:+--allow-contract-change}
+  if [ -z "${LABELLED_ROWS:-}" ]; then
+    echo "on no rows that both have not seen: name a file with LABELLED_ROWS" | summary "Not compared"
+    return
+  fi
+  make --silent .venv/monitoring.installed
+  local code=0
+  .venv/bin/python -m tabserve evaluate "$2" --against "$1" --data "$LABELLED_ROWS" 2>&1 | summary "On $LABELLED_ROWS" || code=$?
+  # Worse ends it. Where neither is shown, or they cannot be compared (another scikit-learn), whoever approves has read why.
+  if [ "$code" = 1 ]; then return 1; fi
 }
 summary() { # a title, and what comes in
   { printf '### %s\n\n```\n' "$1" && cat && printf '```\n'; } | tee -a "${GITHUB_STEP_SUMMARY:-/dev/null}" >&2

@@ -211,7 +211,7 @@ class Runner:
         command = [str(self.root / "deploy" / "release.sh"), name]
         path = f"{self.root}:{os.environ['PATH']}"
         said = {name: str(self.root / name) for name in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY")}
-        said |= {"PATH": path, "IMAGE": NEW, "GITHUB_SHA": "", "COLUMNS_OF": "a,b", **variables}
+        said |= {"PATH": path, "IMAGE": NEW, "GITHUB_SHA": "", "TABLE": "table", **variables}
         return subprocess.run(
             command, env=environment(self.root / "own", **said), capture_output=True, text=True, timeout=300
         )
@@ -227,12 +227,17 @@ def runner(tmp_path: Path) -> Runner:
     shutil.copy(ROOT / "deploy" / "release.sh", tmp_path / "deploy")
     for name in (".venv", "tabserve", "train.py"):
         (tmp_path / name).symlink_to(ROOT / name)
-    for columns in ("a,b", "a,c"):
-        rows = "".join(f"{n},{n * 7 % 11},{'late' if n > 100 else 'soon'}\n" for n in range(200))
-        (tmp_path / f"{columns}.csv").write_text(f"{columns},when\n{rows}")
+    for name, columns, late, n_rows in (
+        ("table", "a,b", 100, 200),
+        ("other_columns", "a,c", 100, 200),
+        ("wrong_labels", "a,b", 60, 200),
+        ("labelled", "a,b", 100, 3000),
+    ):
+        rows = "".join(f"{n % 200},{n % 11},{'late' if n % 200 > late else 'soon'}\n" for n in range(n_rows))
+        (tmp_path / f"{name}.csv").write_text(f"{columns},when\n{rows}")
     (tmp_path / "make").write_text("""#!/bin/sh
 case "$*" in
-*train) echo installing; exec .venv/bin/python train.py --data $COLUMNS_OF.csv --target when --name arrivals ;;
+*train) echo installing; exec .venv/bin/python train.py --data $TABLE.csv --target when --name arrivals ;;
 *image) echo "the image of $TABSERVE_MODEL" >&2; exit 1 ;;
 esac
 """)
@@ -265,10 +270,11 @@ def test_a_release_goes_on_from_the_model_that_was_released_last(runner: Runner,
     first = [runner.step("production-model"), runner.step("train")]
     one = runner.model()
     kept = runner.step("keep", MODEL=one, GITHUB_SHA="0123abc")
-    again = [runner.step("production-model"), runner.step("train")]
+    again = [runner.step("production-model"), runner.step("train", LABELLED_ROWS="labelled.csv")]
     two = runner.model()
-    breaks = runner.step("train", COLUMNS_OF="a,c")
-    told = runner.step("train", COLUMNS_OF="a,c", BREAKS_CALLERS="yes")
+    worse = runner.step("train", TABLE="wrong_labels", LABELLED_ROWS="labelled.csv")
+    breaks = runner.step("train", TABLE="other_columns")
+    told = runner.step("train", TABLE="other_columns", BREAKS_CALLERS="yes")
 
     assert [done.returncode for done in (*first, kept, *again)] == [0] * 5, first[1].stderr + again[1].stderr
     assert "no model was released yet" in first[0].stderr
@@ -281,6 +287,9 @@ def test_a_release_goes_on_from_the_model_that_was_released_last(runner: Runner,
     summary = (tmp_path / "GITHUB_STEP_SUMMARY").read_text()
     assert f"{two} after {one}" in summary
     assert "roc_auc" in summary, "how good both are on their test rows"
+    assert "NOT WORSE: accuracy" in summary
+    assert worse.returncode == 1
+    assert "\nWORSE: accuracy 1.0000 → 0.8000" in summary
     assert breaks.returncode == 2
     assert f"breaks callers of {one}" in breaks.stderr
     assert told.returncode == 0, told.stderr
