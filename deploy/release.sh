@@ -7,7 +7,7 @@
 #   render OVERLAY       the manifests with the images of this release, to look at
 #   rollout ENVIRONMENT  staging, or production when its canary has passed
 #   smoke                asks what must be answered
-#   load                 five minutes of load within the objectives of loadtest/slo.yaml
+#   load                 seven minutes at the expected peak and twice that, within the objectives of loadtest/slo.yaml
 #   canary               the new image beside the old one in production: 5, 25, 50, 100 % of the requests, or back to none
 #   back ENVIRONMENT     to what served before, in seconds
 #   keep                 the packed model beside those that were released before
@@ -155,7 +155,7 @@ load)
   make --silent .venv/loadtest.installed
   # Through the gateway, which lets through what callers need: neither BentoML's own API nor /metrics.
   with_key --api-key-file .venv/bin/locust --locustfile loadtest/locustfile.py --headless --host "${URL:?}" \
-    --expect-model "${MODEL:?}" --profile steady --duration-factor "${DURATION_FACTOR:-1}" \
+    --expect-model "${MODEL:?}" --profile peak --processes 2 --duration-factor "${DURATION_FACTOR:-1}" \
     --arrival-rate "${ARRIVAL_RATE:-500}" \
     --results "${RESULTS:-loadtest/results}" --runs-page /dev/null OneRow ManyRows
   ;;

@@ -15,7 +15,7 @@ from conftest import BUILT_IN, CUSTOMERS, ROOT, SPEND, TrainedModels, home_in_us
 from deploy import canary
 from deploy.copies import copies
 from loadtest.processes import find_program
-from loadtest.profiles import EXPECTED_PEAK_RATE
+from loadtest.profiles import EXPECTED_PEAK_RATE, PROFILES
 from monitoring import commands, drift, quality
 from tabserve import cli, model_store
 from tabserve.access.rate_limit import RateLimit
@@ -579,7 +579,27 @@ def test_a_load_test_waits_for_all_its_workers_and_may_ask_as_often_as_it_does(r
     (container,) = service["spec"]["template"]["spec"]["containers"]
     (text,) = [one["value"] for one in container["env"] if one["name"] == "TABSERVE_RATE_LIMIT"]
     limit = RateLimit.parse(text)
-    assert limit.requests / limit.seconds > float(told["arrival-rate"]) * 1.5, "arrivals come by chance"
+    most = float(told["arrival-rate"]) * max(stage.share for stage in PROFILES[told["profile"]])
+    assert most >= 2 * EXPECTED_PEAK_RATE
+    assert limit.requests / limit.seconds > most * 1.5, "arrivals come by chance"
+
+
+@pytest.mark.needs_program("kubectl")
+def test_the_load_test_in_staging_has_the_autoscaler_add_replicas_to_a_single_one(rendered: dict[str, Path]) -> None:
+    manifests = list(yaml.safe_load_all(rendered["staging"].read_text()))
+    (autoscaler,) = [one["spec"] for one in of_kind(manifests, "HorizontalPodAutoscaler")]
+    ((_, container),) = containers(manifests)
+    share = autoscaler["metrics"][0]["resource"]["target"]["averageUtilization"] / 100
+    wanted = share * int(container["resources"]["requests"]["cpu"].removesuffix("m")) / 1000
+    text = (ROOT / "docs" / "operations.md").read_text()
+    measured = [
+        (int(rate), float(cores)) for rate, cores in re.findall(r"^\| (\d+) \| (0\.\d+) \|", text, re.MULTILINE)
+    ]
+    taken = max(cores for rate, cores in measured if rate <= 2 * EXPECTED_PEAK_RATE)
+
+    assert autoscaler["minReplicas"] == 1
+    assert autoscaler["maxReplicas"] >= 3
+    assert taken > 1.5 * wanted, "what one replica takes at twice the peak"
 
 
 # --- models on a volume

@@ -144,7 +144,7 @@ def test_the_load_test_of_the_cluster_shows_its_key_and_says_what_is_missing_wit
         "--host=http://tabserve": f"--host={production.service.url}",
         "--api-key-file=/run/secrets/tabserve/key": f"--api-key-file={tmp_path / 'key'}",
         "--master-host=tabserve-loadtest": "--master-host=127.0.0.1",
-        "--arrival-rate=500": "--arrival-rate=8",
+        "--arrival-rate=500": "--arrival-rate=4",
     }
     told = [[here.get(option, option) for option in options] for _, *options in jobs]
     assert all(any(there in options for options in told) for there in here.values())
@@ -177,7 +177,7 @@ def test_the_steps_of_a_release_ask_a_service_and_end_as_it_answers(
 
     def step(name: str, model: str) -> subprocess.CompletedProcess[str]:
         here = {"URL": production.service.url, "API_KEY": (production.keys / "predict").read_text(), "MODEL": model}
-        shorter = {"ARRIVAL_RATE": "5", "DURATION_FACTOR": "0.01", "RESULTS": str(tmp_path / "results")}
+        shorter = {"ARRIVAL_RATE": "4", "DURATION_FACTOR": "0.01", "RESULTS": str(tmp_path / "results")}
         variables = environment(models.home, **here, **shorter, TMPDIR=str(tmp_path))
         command = [str(ROOT / "deploy" / "release.sh"), name]
         return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120)
