@@ -12,7 +12,7 @@
 #   back ENVIRONMENT     to what served before, in seconds
 #   keep                 the packed model beside those that were released before
 #
-# From the environment: IMAGE and TOOLS_IMAGE (with their digests), MODEL (name:version), URL; PROMETHEUS for the canary;
+# From the environment: IMAGE and TOOLS_IMAGE (with their digests), MODEL (name:version), COMMIT, URL; PROMETHEUS for the canary;
 # API_KEY and KUBECONFIG_CONTENT, which are secret; for training LABELLED_ROWS, a file of rows that no model was
 # trained on, and BREAKS_CALLERS=yes where they were told of another contract. What a step found goes to GITHUB_OUTPUT and
 # GITHUB_STEP_SUMMARY, or is said.
@@ -134,6 +134,8 @@ rollout)
   # The pods first, and then the route: while they change, the canary still has the requests. In one piece, so that what
   # served before is one revision back.
   render "$2" | apply --selector="$NO_ROUTE"
+  # `kubectl rollout history` says it of each revision.
+  kubectl --namespace "$namespace" annotate --overwrite deployment/tabserve "kubernetes.io/change-cause=${MODEL:?} in $IMAGE"
   wait_for "$namespace" tabserve
   render "$2" | apply
   kubectl --namespace "$namespace" delete --ignore-not-found \
@@ -149,7 +151,7 @@ back)
   wait_for "$namespace" tabserve
   ;;
 smoke)
-  with_key --key-file python3 deploy/smoke.py "${URL:?}" --version "${MODEL:?}"
+  with_key --key-file python3 deploy/smoke.py "${URL:?}" --version "${MODEL:?}" ${COMMIT:+--commit "$COMMIT"}
   ;;
 load)
   make --silent .venv/loadtest.installed

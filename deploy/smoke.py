@@ -1,4 +1,4 @@
-"""What must answer after a deployment: `python deploy/smoke.py https://host [--version TAG] [--key-file FILE]`.
+"""What must answer after a deployment: `python deploy/smoke.py https://host [--version TAG] [--commit SHA]`.
 
 It asks for what the service says of itself (its OpenAPI page) and sends its own examples, so it fits any model. Exit
 code 0 where all is as it must be, 1 where something is not, which is named; 2 for a wrong command line. It needs
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     target = Target(options.url.rstrip("/"), options.key_file, options.ca_file)
     checks: list[tuple[str, Callable[[], None]]] = [
         ("ready", lambda: wait_until_ready(target, options.wait)),
-        ("the version is the one that was deployed", lambda: check_version(target, options.version)),
+        ("the version is the one that was deployed", lambda: check_version(target, options.version, options.commit)),
         ("the example rows are answered, alone and together", lambda: check_predictions(target)),
         ("what is no row is refused with 422", lambda: check_refusals(target)),
     ]
@@ -97,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="smoke.py", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("url", type=_url, metavar="URL", help="of the service, such as https://tabserve.example.com")
     parser.add_argument("--version", metavar="TAG", help="the model version that must answer, name:version")
+    parser.add_argument("--commit", metavar="SHA", help="the commit that its image must be of")
     parser.add_argument("--key-file", type=_key, metavar="FILE", help="with an API key of the scope predict")
     parser.add_argument("--ca-file", type=_trusting, metavar="FILE", help="certificate of whoever signed the service's")
     parser.add_argument("--wait", type=float, default=30.0, metavar="SECONDS", help="for it to be ready (default: 30)")
@@ -116,10 +117,11 @@ def wait_until_ready(target: Target, limit_seconds: float) -> None:
             return
 
 
-def check_version(target: Target, expected: str | None) -> None:
-    found = target.get("/metadata")["model_version"]
-    if expected is not None and found != expected:
-        raise UnexpectedError(f"expected {expected}, got {found}")
+def check_version(target: Target, model: str | None, commit: str | None) -> None:
+    metadata = target.get("/metadata")
+    for expected, found in ((model, metadata["model_version"]), (commit, metadata["build"]["git_commit"])):
+        if expected is not None and found != expected:
+            raise UnexpectedError(f"expected {expected}, got {found}")
 
 
 def check_predictions(target: Target) -> None:

@@ -26,7 +26,7 @@ OF_CANARY = [f"{kind}/tabserve-canary" for kind in ("deployment", "service", "hp
 
 
 def release(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "IMAGE": NEW, "TOOLS_IMAGE": TOOLS, **variables}
+    environment = {**os.environ, "IMAGE": NEW, "TOOLS_IMAGE": TOOLS, "MODEL": "a:1.0.0-b", **variables}
     command = [str(ROOT / "deploy" / "release.sh"), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 
@@ -128,6 +128,7 @@ def test_a_rollout_changes_the_pods_before_the_route_and_ends_the_canary_last(cl
     assert done.returncode == 0, done.stderr
     assert cluster.asked() == [
         "apply --selector=app.kubernetes.io/component!=route",
+        f"annotate --overwrite deployment/tabserve kubernetes.io/change-cause=a:1.0.0-b in {NEW}",
         STATUS,
         "apply",
         " ".join(["delete --ignore-not-found", *OF_CANARY]),

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import BUILT_IN, CUSTOMERS, ROOT, SPEND, Service, TrainedModels, free_port
 
+from tabserve.build import git_commit
+
 pytestmark = pytest.mark.deploy
 
 
@@ -20,7 +22,7 @@ def smoke(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]
 def test_a_service_as_it_should_be_passes(
     services: dict[str, Service], models: TrainedModels, name: str, tmp_path: Path
 ) -> None:
-    done = smoke(services[name].url, "--version", models.tag(name), cwd=tmp_path)
+    done = smoke(services[name].url, "--version", models.tag(name), "--commit", str(git_commit()), cwd=tmp_path)
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("ok ") == 4
@@ -31,6 +33,13 @@ def test_another_version_than_the_one_that_was_deployed_fails(services: dict[str
 
     assert done.returncode == 1
     assert "FAILED  the version is the one that was deployed: expected breast_cancer:9.9.9-abcdef, got" in done.stdout
+
+
+def test_another_commit_than_the_one_that_was_deployed_fails(services: dict[str, Service]) -> None:
+    done = smoke(services[BUILT_IN].url, "--commit", "0123abc")
+
+    assert done.returncode == 1
+    assert "FAILED  the version is the one that was deployed: expected 0123abc, got" in done.stdout
 
 
 def test_a_service_that_wants_no_key_fails_where_one_was_expected_to_be_needed(
