@@ -34,6 +34,7 @@ class Told:
     variables: dict[str, str | None]
     """None where the value is a secret."""
     probes: set[str]
+    cores: float
     memory_mib: int
     files: set[str]
     """Where secrets are files, and folders that can be written."""
@@ -50,6 +51,7 @@ def ecs() -> Told:
         service["portMappings"][0]["containerPort"],
         variables,
         {"/ready"} if service["healthCheck"]["command"][-1].endswith("healthcheck.py") else set(),
+        int(task["cpu"]) / 1024,
         int(task["memory"]),
         {written},
     )
@@ -66,6 +68,7 @@ def cloud_run() -> Told:
         container["ports"][0]["containerPort"],
         {one["name"]: one.get("value") for one in container["env"]},
         {container[f"{probe}Probe"]["httpGet"]["path"] for probe in ("startup", "liveness")},
+        float(container["resources"]["limits"]["cpu"]),
         1024 * int(container["resources"]["limits"]["memory"].removesuffix("Gi")),
         {f"{mount['mountPath']}/{item['path']}" for item in volume["secret"]["items"]},
     )
@@ -88,6 +91,7 @@ def container_app() -> Told:
         configuration["ingress"]["targetPort"],
         {one["name"]: one.get("value") for one in container["env"]},
         {probe["httpGet"]["path"] for probe in container["probes"]},
+        float(container["resources"]["cpu"]),
         1024 * int(container["resources"]["memory"].removesuffix("Gi")),
         {f"{mount['mountPath']}/{secret['path']}" for secret in volume["secrets"]},
     )
@@ -103,6 +107,7 @@ def test_a_cloud_is_told_what_the_service_reads_and_answers(told: Told) -> None:
     assert told.variables["TABSERVE_API_KEYS_FILE"] in told.files
     assert "/ready" in told.probes
     assert told.probes <= PROBES
+    assert told.cores == 1, "as the load tests: 65 % of half a core is reached with much less"
     assert told.memory_mib >= 1024, "as the limit in Kubernetes"
 
 
