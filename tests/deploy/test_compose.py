@@ -153,7 +153,13 @@ def test_volumes_belong_to_who_writes_to_them_and_have_the_models(stack: dict[st
 def test_the_monitor_has_options_that_it_knows(stack: dict[str, Any]) -> None:
     python, module, name, *options = stack["services"]["monitor"]["command"]
     assert (python, module, name) == ("python", "-m", "monitoring.watch")
-    parser().parse_args(options)
+    told = parser().parse_args(options)
+    assert told.by == ["variant"], "a column that every model has, for the panel of segments"
+
+
+def test_grafana_is_the_one_that_the_dashboards_are_for(stack: dict[str, Any]) -> None:
+    (said,) = re.findall(r"are for Grafana (\d+\.\d+)", (ROOT / "docs" / "operations.md").read_text())
+    assert stack["services"]["grafana"]["image"].startswith(f"grafana/grafana:{said}.")
 
 
 def test_every_variable_of_the_service_is_one_that_it_reads(stack: dict[str, Any]) -> None:
