@@ -38,9 +38,12 @@ def add_rollout_commands(commands: Commands) -> None:
     add_command(commands, "history", show_history, "Every change of the rollout: when, who, from, to, why")
     _add_changes(commands)
     _add_challengers(commands)
-    back = add_command(commands, "guard", guard, "Roll back by itself, where Alertmanager's webhook says so")
+    back = add_command(commands, "guard", guard, "Roll back or pause by itself, where Alertmanager's webhook says so")
     back.add_argument("--listen", type=_address, default=ADDRESS, metavar="HOST:PORT", help=f"(default: {ADDRESS})")
     back.add_argument("--within", default="24h", metavar="24h", help="so long after a promotion (default: 24h)")
+    back.add_argument(
+        "--pause-on", action="append", default=[], metavar="ALERT", help="pause in place of it where this alert rings"
+    )
 
 
 def _add_changes(commands: Commands) -> None:
@@ -284,7 +287,7 @@ def guard(options: Options) -> int:
     with _refusals_named() as home:
         from tabserve.lifecycle.guard import Guard, server
 
-        listening = server(Guard(home, length_of(options.within)), host, port)
+        listening = server(Guard(home, length_of(options.within), frozenset(options.pause_on)), host, port)
     is_over = over_with_ctrl_c()
     threading.Thread(target=listening.serve_forever, name="guard", daemon=True).start()
     say(f"guarding the champion of {home}, http://{host}:{listening.server_address[1]}")
