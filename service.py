@@ -22,13 +22,13 @@ from tabserve.audit import NoAuditError
 from tabserve.bodies import unwrapped
 from tabserve.contract import MAX_ROWS, Rows
 from tabserve.http_api import BENTOML_API
+from tabserve.json_logs import configure_logging
 from tabserve.model_store import ModelRefusedError, StoredModel
 from tabserve.prediction_log import CannotKeepError, Predictions
 from tabserve.rollout import NotReadyError, choose_model
 from tabserve.served_model import ServedModel
 from tabserve.settings import BadSettingError, Settings
 from tabserve.startup import prepare
-from tabserve.telemetry import configure_logging
 from tabserve.validation import InvalidRowsError
 from tabserve.worker import Worker
 

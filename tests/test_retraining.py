@@ -546,7 +546,7 @@ def test_a_service_whose_world_changed_is_watched_retrained_proved_and_better_af
             wait_for(lambda: [call for call in calls(kept) if call.outcome != "not known"], 60)
         finally:
             monitor.send_signal(signal.SIGTERM)
-            monitor.wait(20)
+            monitor.wait(60)
         (trigger,) = read_triggers(kept, NAME)
         assert trigger.calls[0].outcome == "succeeded", (tmp_path / "said").read_text()
         assert trigger.causes == ("quality",)
