@@ -59,8 +59,9 @@ async def measured(kind: str) -> Measured:
 def test_an_open_loop_sees_everybody_who_would_have_waited_for_a_stall_and_a_closed_one_does_not() -> None:
     closed, opened = asyncio.run(measured("closed")), asyncio.run(measured("open"))
 
-    assert sum(latency > 0.1 for latency in closed.latencies) == 1
-    assert sum(latency > 0.1 for latency in opened.latencies) > 30  # 200 a second, for 0.3 s
+    n_closed, n_opened = (sum(latency > 0.1 for latency in found.latencies) for found in (closed, opened))
+    assert n_opened > 30  # 200 a second, for 0.3 s
+    assert 1 <= n_closed < n_opened / 10  # one, and what a busy machine adds
     assert max(opened.latencies) > 0.35
     assert opened.failed == closed.failed == 0
 
