@@ -1,5 +1,6 @@
 """Who may come in: keys and their file, the scopes of routes, the rate limit; in this process."""
 
+import hmac
 import json
 import multiprocessing
 import os
@@ -62,6 +63,7 @@ def test_a_key_opens_what_its_scopes_name_in_either_header(tmp_path: Path, obser
         *(("admin", route) for route in (*of_predictions, "/feedback", "/metrics")),
     }
     assert set(statuses.values()) == {403, 405, 200, 204, 404, 307}
+    assert answer_to(door, "/metadata", (b"x-api-key", shown["predict"] + b" \t"))[0] == 503
     for header in (b"Bearer ", b"bearer  ", b"BEARER "):
         assert answer_to(door, "/metadata", (b"authorization", header + shown["predict"]))[0] == 503
 
@@ -129,6 +131,20 @@ def test_a_missing_scope_is_403_and_an_expired_key_is_told_so_to_its_holder(tmp_
     assert "has expired, on 20" in body["error"]
     assert b'error="invalid_token"' in headers[b"www-authenticate"]
     assert observer.refused == {"missing_scope": 1, "expired": 1}
+
+
+def test_every_key_costs_one_hash_and_one_comparison_in_constant_time_known_or_not(monkeypatch) -> None:
+    keys, _, shown = KeyFile().created("shop", ("predict",))
+    ring, compared = KeyRing(keys), []
+    monkeypatch.setattr(
+        hmac, "compare_digest", lambda one, other: compared.append((len(one), len(other))) or one == other
+    )
+
+    for wrong in (shown[:-1] + "!", shown.replace(shown[3:15], "0" * 12), "ts_nobody_x"):
+        assert ring.caller(wrong.encode()) is None
+    assert ring.caller(shown.encode()) is not None
+
+    assert compared == [(32, 32)] * 4
 
 
 @given(st.binary(max_size=400), st.sampled_from([b"x-api-key", b"authorization"]))

@@ -39,7 +39,7 @@ def credential_of(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
     """What a request shows: the first `X-API-Key` or `Authorization: Bearer`; None where there is neither."""
     for name, value in headers:
         if name == b"x-api-key":
-            return value
+            return value.strip()  # spaces after a value are none of it (RFC 9110, 5.5), and uvicorn leaves them
         if name == b"authorization" and value[:7].lower() == b"bearer ":
             return value[7:].strip()
     return None
