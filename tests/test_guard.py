@@ -112,7 +112,7 @@ def test_what_should_be_gone_back_from_and_cannot_is_asked_for_again_by_alertman
     response = httpx.post(url, json=message("TabserveErrorsHigh"))
 
     assert response.status_code == 500, "whereupon Alertmanager tries again"
-    assert "could not go back: the model" in response.json()["done"]
+    assert "was champion before and cannot answer, promote another version: the model" in response.json()["done"]
 
 
 @pytest.mark.parametrize("body", [b"", b"no JSON", b"{}", b"[]", b'{"groupKey": 1, "alerts": [{}]}', b"[" * 100_000])
