@@ -20,16 +20,17 @@ from tabserve.answers import outcomes
 from tabserve.asgi import App, Receive, Scope, Send
 from tabserve.audit import NoAuditError
 from tabserve.bodies import unwrapped
+from tabserve.build import BASE_IMAGE
 from tabserve.contract import MAX_ROWS, Rows
 from tabserve.engine import finite
 from tabserve.http_api import BENTOML_API
+from tabserve.json_logs import configure_logging
 from tabserve.model_store import ModelRefusedError, StoredModel
 from tabserve.prediction_log import CannotKeepError, Predictions
 from tabserve.rollout import NotReadyError, choose_model
 from tabserve.served_model import ServedModel
 from tabserve.settings import BadSettingError, Settings
 from tabserve.startup import prepare
-from tabserve.telemetry import configure_logging
 from tabserve.validation import InvalidRowsError
 from tabserve.worker import Worker
 
@@ -185,9 +186,7 @@ def n_workers() -> int | str:
 @bentoml.service(
     name="tabserve",
     # With a distribution BentoML installs a compiler and git, for wheels that need neither.
-    image=bentoml.images.Image(
-        base_image="docker.io/library/python:3.11-slim-bookworm", distro="none", python_version="3.11"
-    ),
+    image=bentoml.images.Image(base_image=BASE_IMAGE, distro="none", python_version="3.11"),
     workers=1,
     http={"host": LOOPBACK},  # whoever wants others to ask says so, and has keys: tabserve.access.opening
     # BentoML arms a timer per request that lives this long, whatever the answer took: short, to keep few of them.

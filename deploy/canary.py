@@ -1,16 +1,17 @@
 """A release by canary: a new image gets 5, 25, 50 and 100 % of the requests, and none where it is worse.
 
-    python -m deploy.canary nginx --file deploy/compose/canary.conf --reload "docker compose exec nginx nginx -s reload"
-                                  --prometheus http://127.0.0.1:9090
+    python -m deploy.canary nginx --file deploy/compose/canary.conf --prometheus http://127.0.0.1:9090
+                                  --reload "docker compose exec -T nginx nginx -s reload"
     python -m deploy.canary httproute --namespace tabserve --prometheus http://prometheus.example.com
 
 Both versions run already; Prometheus scrapes them as one job, with the label `track`, `stable` or `canary`. The judge
-is that of the canary of a model (tabserve/lifecycle/canary_judge.py). Exit codes: 0 it has all requests, 1 it went
-back, 2 bad input, 3 ended by Ctrl-C, or the traffic could not be moved: then it stays as the last line says. Each
-observation is a line of JSON.
+is that of the canary of a model (tabserve/lifecycle/canary_judge.py). Each look is a line of JSON. However it ends but
+by getting all requests, the canary has none of them. Exit codes: 0 it has all requests, 1 it was worse, or Prometheus
+does not see it; 2 bad input, 3 ended by Ctrl-C, or a share could not be set: the last line says what is left to do.
 """
 
 import argparse
+import http.client
 import json
 import logging
 import shlex
@@ -18,10 +19,11 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,11 +37,18 @@ STABLE, CANARY = "stable", "canary"
 STEPS = (5.0, 25.0, 50.0, 100.0)
 GONE_BACK, STOPPED = 1, 3  # exit codes
 TIMEOUT_SECONDS = 10.0  # of a question to Prometheus, of kubectl and of a reload
+LOOKS = 10  # in an observation: what fails, or is gone, goes back at once and not when five minutes are over
+TRIES_BACK = 5  # with a pause between them, a restart of nginx or of an API server long
+PAUSE_SECONDS = 2.0
 PREDICTIONS = 'route=~"/predict|/predict/batch|/bento/predict"'
 
 
 class NotMovedError(Exception):
     """The share could not be set; the message says why."""
+
+
+class CanaryAwayError(Exception):
+    """Prometheus knows of no canary that answers."""
 
 
 class Traffic(Protocol):
@@ -66,9 +75,12 @@ class Nginx:
     reload: Sequence[str]
 
     def send(self, percent: float) -> None:
-        before = self.file.read_text(encoding="utf-8") if self.file.exists() else None
-        # Written in place and not renamed: the file may be mounted into a container by its inode.
-        self.file.write_text(self.configuration(percent), encoding="utf-8")
+        try:
+            before = self.file.read_text(encoding="utf-8") if self.file.exists() else None
+            # Written in place and not renamed: the file may be mounted into a container by its inode.
+            self.file.write_text(self.configuration(percent), encoding="utf-8")
+        except OSError as error:
+            raise NotMovedError(str(error)) from error
         try:
             _run(self.reload)
         except NotMovedError:
@@ -106,7 +118,9 @@ class HttpRoute:
 
 
 Look = Callable[[float], tuple[Seen, Seen]]
-"""At what stable and canary did in the last so many seconds."""
+"""At what stable and canary did in the last so many seconds; raises CanaryAwayError where there is no canary."""
+
+UNANSWERED = (OSError, http.client.HTTPException, ValueError, KeyError)  # what a look raises where Prometheus is away
 
 
 @dataclass(frozen=True)
@@ -122,38 +136,100 @@ def release(traffic: Traffic, look: Look, plan: Plan, is_over: threading.Event) 
     """Raises the share step by step, or takes it back; returns the exit code.
 
     Raises:
-        NotMovedError: as `Traffic.send`.
+        NotMovedError: where it could not be taken back.
     """
-    for percent in plan.steps:
-        traffic.send(percent)
-        verdict = _observed(look, percent, plan, is_over)
-        if verdict is None:
-            logger.warning("ended; the canary keeps %g %% of the requests", percent)
-            return STOPPED
-        if verdict.judgement != "go":
-            traffic.send(0)
-            logger.error("gone back at %g %%: %s", percent, "; ".join(verdict.reasons))
-            return GONE_BACK
+    why_not = _awaited(look, plan, is_over)
+    if why_not:
+        logger.error("not begun, the canary has no requests: %s", why_not)
+        return STOPPED if is_over.is_set() else GONE_BACK
+    percent = 0.0
+    try:
+        for percent in plan.steps:
+            traffic.send(percent)
+            verdict = _observed(look, percent, plan, is_over)
+            if verdict is None:
+                _take_back(traffic)
+                logger.warning("ended at %g %%; the canary has no requests any more", percent)
+                return STOPPED
+            if verdict.judgement != "go":
+                _take_back(traffic)
+                logger.error("gone back at %g %%: %s", percent, "; ".join(verdict.reasons))
+                return GONE_BACK
+    except Exception as error:
+        _take_back(traffic)
+        if not isinstance(error, NotMovedError):
+            raise
+        logger.error("%g %% could not be set, the canary has no requests any more: %s", percent, error)
+        return STOPPED
     logger.info("the canary has all requests")
     return 0
+
+
+def _awaited(look: Look, plan: Plan, is_over: threading.Event) -> str | None:
+    """Waits until Prometheus sees the canary, before it gets a request; says why not where it does not."""
+    why = ""
+    for _ in range(LOOKS):
+        try:
+            look(plan.seconds)
+        except CanaryAwayError as error:
+            why = str(error)
+        except UNANSWERED as error:
+            why = f"Prometheus does not say: {error}"
+        else:
+            return None
+        if is_over.wait(plan.seconds / LOOKS):
+            return "ended"
+    return why
+
+
+def _take_back(traffic: Traffic) -> None:
+    for tries_left in reversed(range(TRIES_BACK)):
+        try:
+            return traffic.send(0)
+        except NotMovedError as error:
+            if not tries_left:
+                raise
+            logger.warning("not taken back yet: %s", error)
+            time.sleep(PAUSE_SECONDS)
+    return None
 
 
 def _observed(look: Look, percent: float, plan: Plan, is_over: threading.Event) -> Verdict | None:
     """The last verdict on one step, after as many observations as it took to say something; None where it was ended."""
     verdict = Verdict("hold", ["nothing was seen"])
-    for number in range(1, MOST_HOLDS + 1):
-        if is_over.wait(plan.seconds):
-            return None
-        try:
-            stable, canary = look(number * plan.seconds)
-        except (OSError, ValueError, KeyError) as error:
-            verdict = Verdict("hold", [f"Prometheus does not say: {error}"])
-            logger.warning("%s", verdict.reasons[0])
-            continue
-        verdict = judge(stable, canary, plan.limits)
-        _say(percent, stable, canary, verdict)
-        if verdict.judgement != "hold":
-            break
+    for number in range(MOST_HOLDS):
+        is_blind = True
+        for part in range(1, LOOKS + 1):
+            if is_over.wait(plan.seconds / LOOKS):
+                return None
+            try:
+                stable, canary = look((number + part / LOOKS) * plan.seconds)
+            except CanaryAwayError as error:
+                return Verdict("back", [str(error)])
+            except UNANSWERED as error:
+                verdict = Verdict("hold", [f"Prometheus does not say: {error}"])
+                logger.warning("%s", verdict.reasons[0])
+                continue
+            is_blind, is_whole = False, part == LOOKS
+            verdict = _judged(stable, canary, percent, plan.limits, is_whole=is_whole)
+            _say(percent, stable, canary, verdict)
+            if verdict.judgement == "back" or (is_whole and verdict.judgement == "go"):
+                return verdict
+        if is_blind:  # nobody would notice what the canary does
+            return Verdict("back", verdict.reasons)
+    return verdict
+
+
+def _judged(stable: Seen, canary: Seen, percent: float, limits: Limits, *, is_whole: bool) -> Verdict:
+    """As the judge says; a canary that does not get its requests, because nobody reaches it, is a bad one.
+
+    Args:
+        is_whole: an observation is over. Before that only errors count: the first seconds of a share may be slow.
+    """
+    verdict = judge(stable, canary if is_whole else replace(canary, p99_seconds=None), limits)
+    sent = (stable.n_requests + canary.n_requests) * percent / 100
+    if is_whole and sent >= limits.fewest_requests and canary.n_requests < sent / 2:  # Prometheus' counts are estimates
+        return Verdict("back", [f"{canary.n_requests} requests reached it, of about {sent:.0f} that were its share"])
     return verdict
 
 
@@ -177,12 +253,16 @@ class Prometheus:
         """What stable and canary did in the last so many seconds.
 
         Raises:
-            OSError, ValueError, KeyError: where it does not answer, or not as Prometheus does.
+            CanaryAwayError: where no canary is up.
+            OSError, HTTPException, ValueError, KeyError: where it does not answer, or not as Prometheus does.
         """
+        up = self._asked("track", f'sum by (track) (up{{job="{self.job}",track="{CANARY}"}})')
+        if not up.get(CANARY):
+            raise CanaryAwayError(f"Prometheus sees no canary up, job {self.job}, track {CANARY}")
         return self._seen(STABLE, seconds), self._seen(CANARY, seconds)
 
     def _seen(self, track: str, seconds: float) -> Seen:
-        of = f'{{job="{self.job}",track="{track}",{PREDICTIONS}}}[{seconds:.0f}s]'
+        of = f'{{job="{self.job}",track="{track}",{PREDICTIONS}}}[{seconds * 1000:.0f}ms]'
         by_status = self._asked("status", f"sum by (status) (increase(tabserve_requests_total{of}))")
         by_bound = self._asked("le", f"sum by (le) (increase(tabserve_request_duration_seconds_bucket{of}))")
         buckets = {float(bound): count for bound, count in by_bound.items()}
@@ -226,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return release(traffic, prometheus.look, Plan(options.steps, options.seconds, limits), is_over)
     except NotMovedError as error:
-        logger.error("the share could not be set: %s", error)
+        logger.error("THE CANARY MAY STILL HAVE REQUESTS, it could not be taken back; do it by hand: %s", error)
         return STOPPED
 
 

@@ -43,11 +43,15 @@ render() {
 }
 
 # As the only one that says what is in these objects, the weights included that a canary has set.
-apply() { kubectl apply --server-side --force-conflicts --field-manager=tabserve-release --filename=-; }
+apply() { kubectl apply --server-side --force-conflicts --field-manager=tabserve-release --filename=- "$@"; }
+ROUTE=app.kubernetes.io/component=route
+NO_ROUTE=app.kubernetes.io/component!=route
+NOT_IN_USE=tabserve.dev/track!=stable,app.kubernetes.io/component!=job
 wait_for() { kubectl --namespace "$1" rollout status "deployment/$2" --timeout=180s; }
 
 push() { # an image of this machine; says its name in the registry, with the digest
   local there="${REGISTRY:?}/$1"
+  there=${there,,} # GitHub's owners may have capitals, names of images may not
   docker tag "$1" "$there"
   docker push --quiet "$there" >&2
   docker inspect --format '{{index .RepoDigests 0}}' "$there"
@@ -75,13 +79,11 @@ render)
   ;;
 rollout)
   namespace=$(namespace_of "${2:?staging or production}")
-  if kubectl --namespace "$namespace" get deployment/tabserve >/dev/null 2>&1; then
-    # The pods first, and then the route: while they change, the canary still has the requests.
-    kubectl --namespace "$namespace" set image deployment/tabserve "tabserve=${IMAGE:?}"
-    wait_for "$namespace" tabserve
-  fi
-  render "$2" | apply
+  # The pods first, and then the route: while they change, the canary still has the requests. In one piece, so that what
+  # served before is one revision back.
+  render "$2" | apply --selector="$NO_ROUTE"
   wait_for "$namespace" tabserve
+  render "$2" | apply
   kubectl --namespace "$namespace" delete --ignore-not-found \
     deployment/tabserve-canary service/tabserve-canary hpa/tabserve-canary pdb/tabserve-canary
   ;;
@@ -102,9 +104,15 @@ load)
     --results "${RESULTS:-loadtest/results}" --runs-page /dev/null OneRow ManyRows
   ;;
 canary)
-  STABLE_IMAGE=$(kubectl --namespace tabserve get deployment/tabserve --output 'jsonpath={.spec.template.spec.containers[0].image}')
-  render canary | apply
+  STABLE_IMAGE=$(kubectl --namespace tabserve get deployment/tabserve --ignore-not-found --output 'jsonpath={.spec.template.spec.containers[0].image}')
+  if [ -z "$STABLE_IMAGE" ]; then
+    echo "nothing serves in production yet, so there is nothing to compare a canary with" >&2
+    exit 0
+  fi
+  # What serves, and the jobs, stay as they are until it has passed; and it has no requests before it is ready.
+  render canary | apply --selector="$NO_ROUTE,$NOT_IN_USE"
   wait_for tabserve tabserve-canary
+  render canary | apply --selector="$ROUTE"
   make --silent .venv/training.installed
   .venv/bin/python -m deploy.canary httproute --namespace tabserve --prometheus "${PROMETHEUS:?}"
   ;;

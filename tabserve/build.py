@@ -9,6 +9,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 BENTO_FILE = ROOT.parent / "bento.yaml"  # of the Bento that this file is part of
+BASE_IMAGE = "docker.io/library/python:3.11-slim-bookworm"  # of both images, and of what BentoML builds
 LABELS = ("version", "git_commit", "model", "contract_hash")
 
 

@@ -222,7 +222,8 @@ def test_a_batch_is_split_where_a_feature_decides_and_who_is_in_stays_in(served:
             right = expected[said["model_version"]][number]
             assert said["probabilities"]["class_1"] == pytest.approx(right, abs=1e-9)
         assert one["model_version"] == small
-        assert abs(len(is_in) / len(rows) - share / 100) < 3 * (share / 100 * (1 - share / 100) / len(rows)) ** 0.5
+        # Who is in is another draw in each run, with the version's name: three of these would be missed once in 400.
+        assert abs(len(is_in) / len(rows) - share / 100) < 5 * (share / 100 * (1 - share / 100) / len(rows)) ** 0.5
         assert in_before < is_in
         in_before = is_in
     url = (served.versions.home / "prediction_log").as_uri()

@@ -17,13 +17,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tabserve.build import git_commit, version
+from tabserve.build import BASE_IMAGE, git_commit, version
 from tabserve.model_store import ModelRefusedError, StoredModel
 from tabserve.rollout import choose_model
 from tabserve.settings import Settings
 
 ROOT = Path(__file__).parents[2]
-BASE = "docker.io/library/python:3.11-slim-bookworm"  # service.py names it too
 COMMIT_DIGITS = 12
 
 
@@ -39,7 +38,9 @@ def main() -> int:
     parser.add_argument(
         "--backend", choices=("docker", "podman", "buildah"), help="what builds (default: the first that can)"
     )
-    parser.add_argument("--base", default=BASE, metavar="IMAGE", help=f"what the image is based on (default: {BASE})")
+    parser.add_argument(
+        "--base", default=BASE_IMAGE, metavar="IMAGE", help=f"what the image is based on (default: {BASE_IMAGE})"
+    )
     options = parser.parse_args()
     try:
         if options.bento:
@@ -79,7 +80,7 @@ def build_image(backend: str, base: str) -> str:
 def build_tools(backend: str, base: str) -> str:
     labels = code_labels()
     name = f"tabserve-tools:{labels['version']}-{short(labels['git_commit'])}"
-    build_on_top(backend, "Containerfile.tools", name, {"BASE": base}, image_labels(labels))
+    build_on_top(backend, "Containerfile.tools", name, {"BUILDER": BASE_IMAGE, "BASE": base}, image_labels(labels))
     return name
 
 

@@ -178,9 +178,13 @@ def stop(home: Path, why: str, *, only_beside: Challenger | None = None) -> Roll
     return _change(home, "stop", to, why)
 
 
-def pause(home: Path, why: str) -> RolloutState:
-    """Has no model answer, until `resume`; callers are told why."""
-    return _change(home, "pause", lambda _: current(home).model_copy(update={"paused": why}), why)
+def pause(home: Path, why: str, *, key: str | None = None) -> RolloutState:
+    """Has no model answer, until `resume`; callers are told why.
+
+    Args:
+        key: of who asks, such as an alert's.
+    """
+    return _change(home, "pause", lambda _: current(home).model_copy(update={"paused": why}), why, key)
 
 
 def resume(home: Path, why: str) -> RolloutState:

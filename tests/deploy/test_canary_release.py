@@ -10,20 +10,20 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import httpx
 import pytest
 import yaml
-from alert_programs import program, serving
-from conftest import free_port, running_service, wait_for
+from alert_programs import program
+from api_server import api_server
+from conftest import Service, free_port, running_service, stop, wait_for
 from rollouts import JSON, ONE_ROW, Versions
 
 from deploy import canary
-from deploy.canary import HttpRoute, Nginx, NotMovedError, Plan, Prometheus, release
-from loadtest.processes import find_program, running
-from tabserve.lifecycle.canary_judge import Limits, Seen
+from deploy.canary import HttpRoute, Nginx, Plan, Prometheus, release
+from loadtest.processes import running
+from tabserve.lifecycle.canary_judge import Limits
 
 pytestmark = pytest.mark.deploy
 
@@ -75,6 +75,7 @@ class Release:
     traffic: Nginx
     port: int
     prometheus: Prometheus
+    canary: Service
     mood: Path
 
     def run(self, steps: Sequence[float] = (5, 50, 100), **limits: float) -> tuple[int, Callers]:
@@ -118,7 +119,7 @@ def releasing(versions: Versions, tmp_path_factory: pytest.TempPathFactory) -> I
             url = f"http://127.0.0.1:{prometheus_port}"
             up = f"{url}/api/v1/query?query=sum(up) == 2"
             wait_for(lambda: (said := httpx.get(up)).status_code == 200 and said.json()["data"]["result"])
-            yield Release(versions, traffic, port, Prometheus(url, "tabserve", 0.15), mood)
+            yield Release(versions, traffic, port, Prometheus(url, "tabserve", 0.15), new, mood)
 
 
 def user() -> str:
@@ -197,135 +198,37 @@ def test_a_slow_canary_goes_back(releasing: Release) -> None:
     assert "0 % to the canary" in releasing.traffic.file.read_text()
 
 
-def test_by_itself_each_of_four_steps_is_observed_for_five_minutes() -> None:
-    options = canary._parser().parse_args(["nginx", "--file", "canary.conf", "--prometheus", "http://127.0.0.1:9090"])
+@pytest.mark.needs_program("nginx", "prometheus")
+def test_a_canary_that_dies_goes_back_by_itself_and_one_that_is_dead_gets_no_request(
+    releasing: Release, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The last test that asks it: it is not started again."""
+    releasing.mood.write_text("")
 
-    assert list(options.steps) == [5, 25, 50, 100]
-    assert options.seconds == 300
-    assert (options.error_threshold, options.latency_threshold) == (0.01, 300)
+    def dies() -> None:
+        wait_for(lambda: "50 % to the canary" in releasing.traffic.file.read_text(), 60)
+        stop(releasing.canary)
 
+    ending = threading.Thread(target=dies)
+    ending.start()
+    code, callers = releasing.run(p99_seconds=2.0)
+    ending.join()
+    again, others = releasing.run(p99_seconds=2.0)
 
-def test_what_is_written_for_nginx_is_a_share_of_the_requests(tmp_path: Path) -> None:
-    nginx = Nginx(tmp_path / "canary.conf", "127.0.0.1:1", ["true"])
-
-    assert "default stable" in nginx.configuration(0)
-    assert "split_clients" in nginx.configuration(5)
-    assert "5.00% canary; * stable;" in nginx.configuration(5)
-    assert "default canary" in nginx.configuration(100)
-
-
-def test_a_reload_that_fails_leaves_the_file_as_it_was_and_is_said(tmp_path: Path) -> None:
-    nginx = Nginx(tmp_path / "canary.conf", "127.0.0.1:1", ["false"])
-    nginx.file.write_text("before")
-
-    with pytest.raises(NotMovedError, match="false ended with 1"):
-        nginx.send(5)
-    assert nginx.file.read_text() == "before"
-
-
-def test_whoever_ends_it_leaves_the_canary_at_its_share() -> None:
-    sent: list[float] = []
-
-    class Remembers:
-        def send(self, percent: float) -> None:
-            sent.append(percent)
-
-    is_over = threading.Event()
-    is_over.set()
-    assert (
-        release(Remembers(), lambda _: (Seen(0, 0), Seen(0, 0)), Plan([5, 100], 60, Limits()), is_over)
-        == canary.STOPPED
-    )
-    assert sent == [5]
-
-
-def test_a_canary_of_which_nothing_is_seen_goes_back() -> None:
-    sent: list[float] = []
-
-    class Remembers:
-        def send(self, percent: float) -> None:
-            sent.append(percent)
-
-    def away(_: float) -> tuple[Seen, Seen]:
-        raise OSError("connection refused")
-
-    assert release(Remembers(), away, Plan([5, 100], 0.001, Limits()), threading.Event()) == canary.GONE_BACK
-    assert sent == [5, 0]
+    assert code == again == canary.GONE_BACK
+    assert "gone back at 50 %: Prometheus sees no canary up" in caplog.text
+    assert len(callers.lost) < A_SECOND / 2 * SECONDS, "its share of less than one observation"
+    assert others.lost == []
+    assert {status for status, _ in others.answers} == {200}
 
 
 @pytest.mark.needs_program("kubectl")
-def test_kubectl_sets_the_weights_of_the_route(tmp_path: Path) -> None:
-    """The real kubectl, against a server that says as much of the API as it asks for, and takes its patch."""
-    patched: list[tuple[str, object]] = []
-    routes = {
-        "name": "httproutes",
-        "singularName": "httproute",
-        "namespaced": True,
-        "kind": "HTTPRoute",
-        "verbs": ["patch", "get"],
-    }
-    group, version = "gateway.networking.k8s.io", "v1"
-    known: dict[str, object] = {
-        "/api": {"kind": "APIVersions", "versions": ["v1"]},
-        "/api/v1": {"kind": "APIResourceList", "groupVersion": "v1", "resources": []},
-        "/apis": {
-            "kind": "APIGroupList",
-            "apiVersion": "v1",
-            "groups": [
-                {
-                    "name": group,
-                    "versions": [{"groupVersion": f"{group}/{version}", "version": version}],
-                    "preferredVersion": {"groupVersion": f"{group}/{version}", "version": version},
-                }
-            ],
-        },
-        f"/apis/{group}/{version}": {
-            "kind": "APIResourceList",
-            "groupVersion": f"{group}/{version}",
-            "resources": [routes],
-        },
-    }
-    a_route = {
-        "kind": "HTTPRoute",
-        "apiVersion": f"{group}/{version}",
-        "metadata": {"name": "tabserve", "namespace": "tabserve"},
-    }
+def test_kubectl_sets_the_weights_of_the_route() -> None:
+    with api_server() as server:
+        HttpRoute("tabserve", "tabserve", server.kubectl).send(25)
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self._say(known.get(self.path.partition("?")[0], a_route))
-
-        def do_PATCH(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            patched.append((self.path.partition("?")[0], body))
-            # Another answer than what is there, so that kubectl takes it for changed.
-            self._say({**a_route, "spec": {"patched": body}})
-
-        def _say(self, content: object) -> None:
-            body = json.dumps(content).encode()
-            self.send_response(200)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with serving(Handler) as url:
-        kubectl = [
-            str(find_program("kubectl")),
-            "--server",
-            url,
-            "--cache-dir",
-            str(tmp_path),
-            "--kubeconfig",
-            os.devnull,
-        ]
-        HttpRoute("tabserve", "tabserve", kubectl).send(25)
-
-    ((path, patch),) = patched
-    assert path == f"/apis/{group}/{version}/namespaces/tabserve/httproutes/tabserve"
+    ((path, patch),) = server.patched
+    assert path == "/apis/gateway.networking.k8s.io/v1/namespaces/tabserve/httproutes/tabserve"
     assert patch == [
         {"op": "replace", "path": "/spec/rules/0/backendRefs/0/weight", "value": 75},
         {"op": "replace", "path": "/spec/rules/0/backendRefs/1/weight", "value": 25},

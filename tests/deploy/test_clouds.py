@@ -72,12 +72,15 @@ def cloud_run() -> Told:
 
 
 def container_app() -> Told:
-    properties = yaml.safe_load((CLOUDS / "container-app.yaml").read_text())["properties"]
+    app = yaml.safe_load((CLOUDS / "container-app.yaml").read_text())
+    properties = app["properties"]
     template, configuration = properties["template"], properties["configuration"]
     (container,) = template["containers"]
     (volume,) = template["volumes"]
     (mount,) = container["volumeMounts"]
     assert mount["volumeName"] == volume["name"]
+    by = {one["identity"] for one in [*configuration["registries"], *configuration["secrets"]]}
+    assert by == set(app["identity"]["userAssignedIdentities"]), "one that is there before the app is"
     secrets = {secret["name"] for secret in configuration["secrets"]}
     assert {one["secretRef"] for one in [*container["env"], *volume["secrets"]] if "secretRef" in one} == secrets
     return Told(

@@ -211,7 +211,9 @@ def nginx_of(folder: Path, port: int, service: str) -> list[str]:
     }
     write_with(here, FOLDER / "nginx.conf", folder)
     (folder / "canary.conf").write_bytes((FOLDER / "canary.conf").read_bytes())
-    return [str(find_program("nginx")), "-p", str(folder), "-e", "stderr", "-c", str(folder / "nginx.conf")]
+    name, *options = yaml.safe_load(COMPOSE.read_text())["services"]["nginx"]["command"]
+    assert name == "nginx"
+    return [str(find_program(name)), "-p", str(folder), "-e", "stderr", "-c", str(folder / "nginx.conf"), *options]
 
 
 @pytest.mark.needs_program("nginx", "openssl")

@@ -499,6 +499,24 @@ def test_jobs_run_commands_that_are_there_one_at_a_time_and_not_for_ever(rendere
 
 
 @pytest.mark.needs_program("kubectl")
+def test_a_monitor_is_called_silent_after_three_nights_and_not_each_day(rendered: dict[str, Path]) -> None:
+    manifests = list(yaml.safe_load_all(rendered["production"].read_text()))
+    (rules,) = of_kind(manifests, "PrometheusRule")
+    (silent,) = [
+        rule
+        for group in rules["spec"]["groups"]
+        for rule in group["rules"]
+        if rule.get("alert") == "TabserveMonitorSilent"
+    ]
+    looks = [
+        job["spec"]["schedule"] for job in of_kind(manifests, "CronJob") if "retraining" not in job["metadata"]["name"]
+    ]
+
+    assert all(re.fullmatch(r"\d+ \d+ \* \* \*", schedule) for schedule in looks), "once a day"
+    assert silent["expr"].endswith("> 3 * 86400")
+
+
+@pytest.mark.needs_program("kubectl")
 def test_a_job_first_has_the_models_of_the_image_each_whole_and_once(
     rendered: dict[str, Path], models: TrainedModels, tmp_path: Path
 ) -> None:

@@ -2,15 +2,18 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
+from api_server import ApiServer, api_server
 from conftest import BUILT_IN, ROOT, TrainedModels, environment, home_in_use
 
-from loadtest.processes import find_program
 from tabserve import model_store
 
 pytestmark = [pytest.mark.deploy, pytest.mark.needs_program("kubectl")]
@@ -65,80 +68,136 @@ def test_who_asks_for_no_step_is_told_which_there_are() -> None:
     assert "rollout ENVIRONMENT" in done.stderr
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """Takes what kubectl applies; what else it is asked is written down, and answered by a stand-in."""
+
+    server: ApiServer
+    said: Path
+
+    def asked(self) -> list[str]:
+        """The commands, without the namespace and what is only about how to apply."""
+        lines = self.said.read_text().splitlines()
+        return [re.sub(r"--namespace \S+ | --server-side.*--filename=-", "", line) for line in lines]
+
+    def applied(self) -> list[set[str]]:
+        """Kind/name of what each `apply` sent, as it was sent."""
+        return [set(text.split()) for text in (self.said.parent / "applied").read_text().split("--")[1:]]
+
+    def images(self) -> dict[str, str]:
+        return {
+            one["metadata"]["name"]: one["spec"]["template"]["spec"]["containers"][0]["image"]
+            for _, one in self.server.patched
+            if one["kind"] == "Deployment"
+        }
+
+    def shares(self) -> dict[str, int]:
+        """Of the route, as it was applied last."""
+        route = [one for _, one in self.server.patched if one["kind"] == "HTTPRoute"][-1]
+        return {backend["name"]: backend["weight"] for backend in route["spec"]["rules"][0]["backendRefs"]}
+
+
 @pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file to which a stand-in for kubectl writes what it was asked; only kustomize is the real one."""
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A server that takes what the real kubectl renders and applies; a stand-in answers the other questions."""
     asked = tmp_path / "asked"
-    (tmp_path / "kubectl").write_text(f"""#!/bin/sh
-case " $* " in
-*" kustomize "*) exec {find_program("kubectl")} "$@" ;;
-*" apply "*) cat >"$0.applied" ;;
-*"jsonpath"*) echo {OLD} ;;
-esac
+    with api_server() as server:
+        real = shlex.join(server.kubectl)
+        (tmp_path / "kubectl").write_text(f"""#!/bin/sh
+case " $* " in *" kustomize "*) exec {real} "$@" ;; esac
 printf '%s\\n' "$*" >>{asked}
+case " $* " in
+*" apply "*) echo -- >>{tmp_path}/applied; {real} "$@" --validate=false --output=name >>{tmp_path}/applied ;;
+*jsonpath*) echo $SERVING ;;
+esac
 case "$*" in *"$FAILING"*) exit "${{FAILS:-0}}" ;; esac
 """)
-    (tmp_path / "kubectl").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    return asked
+        (tmp_path / "kubectl").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        monkeypatch.setenv("SERVING", OLD)
+        yield Cluster(server, asked)
 
 
-def test_a_rollout_changes_the_pods_before_the_route_and_ends_the_canary_last(cluster: Path) -> None:
+STATUS = "rollout status deployment/tabserve --timeout=180s"
+ROUTE = "httproute.gateway.networking.k8s.io/tabserve"
+
+
+def test_a_rollout_changes_the_pods_before_the_route_and_ends_the_canary_last(cluster: Cluster) -> None:
     done = release("rollout", "production", FAILING="nothing")
 
     assert done.returncode == 0, done.stderr
-    asked = [line.removeprefix("--namespace tabserve ") for line in cluster.read_text().splitlines()]
-    status = "rollout status deployment/tabserve --timeout=180s"
-    assert asked == [
-        "get deployment/tabserve",
-        f"set image deployment/tabserve tabserve={NEW}",
-        status,
-        "apply --server-side --force-conflicts --field-manager=tabserve-release --filename=-",
-        status,
+    assert cluster.asked() == [
+        "apply --selector=app.kubernetes.io/component!=route",
+        STATUS,
+        "apply",
         " ".join(["delete --ignore-not-found", *OF_CANARY]),
     ]
-    canary = {
-        f"{one['kind']}/{one['metadata']['name']}"
-        for one in yaml.safe_load_all(release("render", "canary", STABLE_IMAGE=OLD).stdout)
-        if one["metadata"]["name"] == "tabserve-canary"
-    }
-    names = {
-        "Deployment": "deployment",
-        "Service": "service",
-        "HorizontalPodAutoscaler": "hpa",
-        "PodDisruptionBudget": "pdb",
-    }
-    assert {f"{names[kind]}/{name}" for kind, name in (one.split("/") for one in canary)} == set(OF_CANARY)
+    pods, everything = cluster.applied()
+    assert everything - pods == {ROUTE}
+    assert cluster.images() == {"tabserve": NEW}
+    assert cluster.shares() == {"tabserve": 100}
 
 
-def test_a_rollout_that_hangs_goes_no_further(cluster: Path) -> None:
+def test_a_rollout_ends_all_that_a_canary_has(cluster: Cluster) -> None:
+    rendered = yaml.safe_load_all(release("render", "canary", STABLE_IMAGE=OLD).stdout)
+    short = {"HorizontalPodAutoscaler": "hpa", "PodDisruptionBudget": "pdb"}
+
+    found = {one["kind"] for one in rendered if one["metadata"]["name"] == "tabserve-canary"}
+    assert {f"{short.get(kind, kind.lower())}/tabserve-canary" for kind in found} == set(OF_CANARY)
+
+
+def test_a_rollout_that_hangs_goes_no_further_than_the_pods(cluster: Cluster) -> None:
     done = release("rollout", "production", FAILING="rollout status", FAILS="1")
 
     assert done.returncode == 1
-    assert "apply" not in cluster.read_text()
+    (pods,) = cluster.applied()
+    assert ROUTE not in pods
 
 
-def test_a_canary_is_applied_beside_what_production_has(cluster: Path) -> None:
-    done = release("canary", FAILING="deployment/tabserve-canary", FAILS="1")
+def test_what_is_one_revision_back_served_before(cluster: Cluster) -> None:
+    """Each rollout changes the template of the pods once, whatever of it is new."""
+    release("rollout", "staging", FAILING="nothing")
+    templates = [one["spec"]["template"] for _, one in cluster.server.patched if one["kind"] == "Deployment"]
+    done = release("back", "staging", FAILING="nothing")
 
-    assert done.returncode == 1, "its pods do not become ready, so nobody is sent to them"
-    assert {OLD, NEW} < images((cluster.parent / "kubectl.applied").read_text())
+    assert all(template == templates[0] for template in templates)
+    assert done.returncode == 0
+    assert cluster.asked()[-2:] == ["rollout undo deployment/tabserve", STATUS]
 
 
-def test_back_is_the_version_before(cluster: Path) -> None:
-    done = release("back", "production", FAILING="nothing")
+def test_a_canary_has_no_requests_before_it_is_ready_and_what_serves_is_not_touched(cluster: Cluster) -> None:
+    hangs = release("canary", FAILING="rollout status deployment/tabserve-canary", FAILS="1")
+    (first,) = cluster.applied()
+    ready = release("canary", PROMETHEUS="not an address", FAILING="nothing")
+    _, _, route = cluster.applied()
+
+    assert hangs.returncode == 1
+    assert "deployment.apps/tabserve-canary" in first
+    assert not {ROUTE, "deployment.apps/tabserve", "service/tabserve", "cronjob.batch/tabserve-drift"} & first
+    assert ready.returncode == 2, "it went on to deploy.canary"
+    assert "expected http:// or https://" in ready.stderr
+    assert route == {ROUTE}
+    assert cluster.shares() == {"tabserve": 100, "tabserve-canary": 0}
+    assert cluster.images() == {"tabserve-canary": NEW}
+
+
+def test_where_nothing_serves_yet_there_is_no_canary(cluster: Cluster) -> None:
+    done = release("canary", FAILING="nothing", SERVING="")
+    unreachable = release("canary", FAILING="jsonpath", FAILS="1", SERVING="")
 
     assert done.returncode == 0
-    assert "rollout undo deployment/tabserve" in cluster.read_text()
+    assert "nothing serves in production yet" in done.stderr
+    assert cluster.server.patched == []
+    assert unreachable.returncode == 1
 
 
-def test_a_secret_is_in_no_command_and_no_file_is_left(cluster: Path, tmp_path: Path) -> None:
+def test_a_secret_is_in_no_command_and_no_file_is_left(cluster: Cluster, tmp_path: Path) -> None:
     left = tmp_path / "left"
     left.mkdir()
     done = release("back", "staging", FAILING="nothing", KUBECONFIG_CONTENT="a-secret", TMPDIR=str(left))
 
     assert done.returncode == 0
-    assert "a-secret" not in cluster.read_text() + done.stdout + done.stderr
+    assert "a-secret" not in cluster.said.read_text() + done.stdout + done.stderr
     assert not list(left.iterdir())
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import httpx
 from conftest import ROOT, environment, free_port
 
-BASE_OF_BENTO = "docker.io/library/python:3.11-slim-bookworm"
+from tabserve.build import BASE_IMAGE
+
 CA = "/etc/ssl/certs/ca-certificates.crt"
 HARDENED = [
     *("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
@@ -93,7 +94,7 @@ class Containers:
         self._import(root, "localhost/base:run")
         uv = Path(sys.executable).with_name("uv")  # BentoML's template installs one by pip, which Debian forbids
         shutil.copy(uv, root / "usr/local/bin/uv")
-        self._import(root, BASE_OF_BENTO)
+        self._import(root, BASE_IMAGE)
         shutil.rmtree(root)
         archive.unlink()
 
