@@ -148,7 +148,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_good_canary_goes_up_step_by_step_and_is_promoted(home: Path, versions: Versions, service: Service) -> None:
     changes.promote(home, versions.first, "the first one")
 
-    assert cli.main(canary(versions, service, "--by", "header:x-user")) == 0
+    assert cli.main(canary(versions, service, "--by", "header:x-user", "--needs", "nothing")) == 0
 
     done = deployments.history(home)[1:]
     assert [change.action for change in done] == ["canary", "canary", "canary", "canary_promote"]
@@ -186,18 +186,32 @@ def test_a_canary_that_gets_bad_at_the_second_step_goes_back_by_itself(
 
 
 @pytest.mark.usefixtures("at_once")
-def test_a_canary_that_has_to_be_proved_better_stays_at_its_last_step_where_labels_do_not_show_it(
+def test_a_canary_stays_at_its_last_step_where_labels_do_not_show_it_better_and_nobody_said_that_they_need_not(
     home: Path, versions: Versions, service: Service, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "tabserve.cli")
     changes.promote(home, versions.first, "the first one")
 
-    assert cli.main(canary(versions, service, "--needs", "better", "--log-url", (tmp_path / "log").as_uri())) == 3
+    assert cli.main(canary(versions, service, "--log-url", (tmp_path / "log").as_uri())) == 3
 
     challenger = changes.current(home).challenger
     assert challenger is not None
     assert (challenger.model, challenger.share) == (versions.small, 100)
     assert "canary passed 5, 50, 100 %: 0.00 % errors" in caplog.text
     assert "asked for better, found inconclusive: 0 labelled rows, at least 2,000 are needed" in caplog.text
+    assert f"`tabserve promote {versions.small} --why TEXT`" in caplog.text
+
+
+def test_a_canary_that_could_not_be_proved_in_the_end_is_not_begun(
+    home: Path, versions: Versions, service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    changes.promote(home, versions.first, "the first one")
+
+    assert cli.main(canary(versions, service, "--log-url", "null:")) == 2
+
+    assert "nothing is kept: the address of the prediction log is null:" in caplog.text
+    assert changes.current(home).challenger is None
+    assert service.looks == 0
 
 
 @pytest.mark.parametrize(("verdict", "action"), [("better", "canary_promote"), ("worse", "stop")])

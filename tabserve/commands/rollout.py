@@ -28,6 +28,7 @@ NOT_GOOD = 1  # exit codes
 NOT_SAID = 3
 
 STEPS = "5,25,50,100"
+NOTHING = "nothing"  # has to be shown of a canary, when whoever starts it takes that on himself
 JOB = "tabserve"  # of monitoring/alerts/prometheus.yaml
 ADDRESS = "127.0.0.1:9099"
 
@@ -37,9 +38,12 @@ def add_rollout_commands(commands: Commands) -> None:
     add_command(commands, "history", show_history, "Every change of the rollout: when, who, from, to, why")
     _add_changes(commands)
     _add_challengers(commands)
-    back = add_command(commands, "guard", guard, "Roll back by itself, where Alertmanager's webhook says so")
+    back = add_command(commands, "guard", guard, "Roll back or pause by itself, where Alertmanager's webhook says so")
     back.add_argument("--listen", type=_address, default=ADDRESS, metavar="HOST:PORT", help=f"(default: {ADDRESS})")
     back.add_argument("--within", default="24h", metavar="24h", help="so long after a promotion (default: 24h)")
+    back.add_argument(
+        "--pause-on", action="append", default=[], metavar="ALERT", help="pause in place of it where this alert rings"
+    )
 
 
 def _add_changes(commands: Commands) -> None:
@@ -85,14 +89,16 @@ def _add_challengers(commands: Commands) -> None:
     )
     read.add_argument("--prometheus", type=_url, metavar="URL", help="or the Prometheus that scrapes them")
     watched.add_argument("--job", default=JOB, metavar="NAME", help=f"there (default: {JOB})")
-    watched.add_argument("--steps", type=_steps, default=STEPS, metavar=STEPS, help="percent, then it is promoted")
+    watched.add_argument("--steps", type=_steps, default=STEPS, metavar=STEPS, help="percent")
     watched.add_argument("--every", type=_seconds, default="5m", metavar="5m", help="how long each step is observed")
     watched.add_argument("--key-file", type=Path, metavar="FILE", help="with an API key of the scope metrics")
     watched.add_argument("--max-errors", type=float, default=1.0, metavar="PERCENT", help="(default: 1)")
     watched.add_argument("--max-p99", type=float, default=300.0, metavar="MS", help="in milliseconds (default: 300)")
     watched.add_argument("--no-labels", action="store_true", help="do not look for labels in the prediction log")
     watched.add_argument(
-        "--needs", choices=NEEDS, help="promoted only where labelled rows show it, as `promote --needs`"
+        "--needs",
+        choices=(*NEEDS, NOTHING),
+        help="what labelled rows have to show before it is promoted, as `promote --needs` (default: better)",
     )
     add_rows(watched)
 
@@ -113,13 +119,15 @@ def show_history(_options: Options) -> int:
         from tabserve.deployments import history
 
         for change in history(home):
-            before = _shown(change.before) if change.before else "nothing"
-            say(f"{change.time[:19]}  {change.who}  {change.action}", f"    {before} -> {_shown(change.after)}")
+            before, after = _shown(change.before), _shown(change.after)
+            say(f"{change.time[:19]}  {change.who}  {change.action}", f"    {before} -> {after}")
             say(f"    {change.why}")
     return 0
 
 
-def _shown(state: RolloutState) -> str:
+def _shown(state: RolloutState | None) -> str:
+    if state is None:
+        return "nothing"
     of = state.challenger
     by = f" by {of.by}" if of and of.by else ""
     return (
@@ -135,6 +143,8 @@ def _shown(state: RolloutState) -> str:
 def promote(options: Options) -> int:
     if options.needs is None and options.why is None:
         raise BadQuestionError("say why, for the history: --why TEXT; or have it proved: --needs better")
+    if options.needs is None and (options.data or options.log_url):
+        raise BadQuestionError("--data and --log-url are for a proof: say --needs better, or leave them out")
     with _refusals_named() as home:
         from tabserve.lifecycle import changes
 
@@ -220,22 +230,29 @@ def _watch(options: Options) -> int:
         from tabserve.lifecycle.canary_watch import Plan, watch
 
         Challenger.of(options.tag, "canary", options.steps[0], options.by)  # before anybody is asked
+        needs = options.needs or NEEDS[0]
         limits = Limits(error_share=options.max_errors / 100, p99_seconds=options.max_p99 / 1000)
         plan = Plan(options.tag, options.steps, options.every, options.by, limits)
-        ended = watch(home, plan, _look(options, home), over_with_ctrl_c(), _proof(options, home))
+        ended = watch(home, plan, _look(options, home), over_with_ctrl_c(), _proof(options, home, needs))
     if ended is None:
-        logger.info("not watched any more; the canary stays as it is: `tabserve stop`, or watch it again")
+        logger.info(
+            "not watched any more; the canary stays as it is: `tabserve stop`, `tabserve promote %s --why TEXT`, or "
+            "watch it again",
+            options.tag,
+        )
         return NOT_SAID
     say(ended.why)
     return 0 if ended.is_promoted else NOT_GOOD
 
 
-def _proof(options: Options, home: Path) -> "Proof | None":
+def _proof(options: Options, home: Path, needs: str) -> "Proof | None":
     from tabserve.lifecycle import changes
 
-    if options.needs is None:
+    if needs == NOTHING:
         return None
-    return lambda: compared(options, options.tag, changes.current(home).champion, options.needs)[1]
+    if not options.data:
+        readable_place(log_url_of(options))  # or it would be said after the last step
+    return lambda: compared(options, options.tag, changes.current(home).champion, needs)[1]
 
 
 def _look(options: Options, home: Path) -> "_Looking":
@@ -274,7 +291,11 @@ def guard(options: Options) -> int:
     with _refusals_named() as home:
         from tabserve.lifecycle.guard import Guard, server
 
-        listening = server(Guard(home, length_of(options.within)), host, port)
+        guarded = Guard(home, length_of(options.within), frozenset(options.pause_on))
+        try:
+            listening = server(guarded, host, port)
+        except OSError as error:
+            raise OSError(f"{host}:{port} cannot be listened on: {error.strerror or error}") from error
     is_over = over_with_ctrl_c()
     threading.Thread(target=listening.serve_forever, name="guard", daemon=True).start()
     say(f"guarding the champion of {home}, http://{host}:{listening.server_address[1]}")

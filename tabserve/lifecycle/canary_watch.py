@@ -59,7 +59,7 @@ class Plan:
 
     tag: str
     steps: Sequence[float]
-    """Percent, rising; after the last one it is promoted."""
+    """Percent, rising."""
     observation_seconds: float
     by: str | None = None
     limits: Limits = field(default_factory=Limits)
@@ -81,7 +81,7 @@ def watch(
 
     Args:
         look: at the counters, as `counts_of` has them, and at labels so far.
-        proof: what labelled rows say of it after the last step; without one it is promoted for having passed.
+        proof: what labelled rows say of it after the last step; None where it is promoted for having passed.
     """
     try:
         return _up_or_back(home, plan, look, is_over, proof)
