@@ -143,6 +143,8 @@ class Hostile(Caller):
 
     weight = 1
     label = "hostile"
+    n_asked = 0
+    """By all users of this process."""
 
     def ask_once(self, due: float | None) -> None:
         # A slow sender keeps its user busy for as long as the service lets it, and a huge body is a megabyte.
@@ -150,11 +152,16 @@ class Hostile(Caller):
             self.bad_row: 10,
             self.broken_json: 5,
             self.wrong_type: 5,
-            self.huge_body: 1,
             self.hang_up: 3,
+            self.huge_body: 1,
             self.slow_sender: 1,
         }
-        (act,) = self.random.choices(list(weights), list(weights.values()))
+        acts = list(weights)
+        if Hostile.n_asked < len(acts):  # each of them once, then by chance: a run of seconds has them all
+            act = acts[Hostile.n_asked]
+        else:
+            (act,) = self.random.choices(acts, list(weights.values()))
+        Hostile.n_asked += 1
         act(due)
 
     def bad_row(self, due: float | None) -> None:

@@ -1,5 +1,6 @@
 """What the commands share: their exit codes, the faults that are a sentence, and what a fault must not hide."""
 
+import argparse
 import logging
 import sys
 from collections.abc import Callable, Iterable
@@ -17,6 +18,16 @@ QUIET, ALARM, ERROR, TOO_FEW = 0, 1, 2, 3  # exit codes; too few rows, or labels
 
 FAULTS = (BadQuestionError, BadSettingError, CannotKeepError, ModelRefusedError, UnreadableError, OSError)
 """What a run may end with; the message of each says what was expected."""
+
+
+def ended(run: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
+    """Runs a command, and returns its exit code; a fault is said as a sentence, and is ERROR."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        return run(options)
+    except FAULTS as error:
+        logger.error("error: %s", error)
+        return ERROR
 
 
 def exit_code(levels: Iterable[Level]) -> int:

@@ -9,7 +9,6 @@ versions the worst counts, in the order alarm, error, quiet, too few rows: a ver
 """
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from monitoring import models
-from monitoring.commands import ALARM, ERROR, FAULTS, TOO_FEW, exit_code, fails, say
+from monitoring.commands import ALARM, ERROR, TOO_FEW, ended, exit_code, fails, say
 from monitoring.drift_text import text_of
 from monitoring.metrics import push
 from monitoring.models import MonitoredModel
@@ -29,19 +28,11 @@ from tabserve.history.records import opened
 from tabserve.history.window import BadQuestionError, Which, Window, last, length_of, which
 from tabserve.prediction_log.places import Place
 
-logger = logging.getLogger("monitoring.drift")
-
 Against = Literal["training", "last-week"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        return _run(options)
-    except FAULTS as error:
-        logger.error("error: %s", error)
-        return ERROR
+    return ended(_run, parser().parse_args(arguments))
 
 
 def parser() -> argparse.ArgumentParser:

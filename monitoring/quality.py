@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from monitoring.commands import ALARM, ERROR, FAULTS, TOO_FEW, exit_code, fails, say
+from monitoring.commands import ALARM, ERROR, TOO_FEW, ended, exit_code, fails, say
 from monitoring.live.text import text_of
 from monitoring.live.version_quality import find_quality
 from monitoring.metrics import push
@@ -26,13 +26,7 @@ logger = logging.getLogger("monitoring.quality")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        return _run(options)
-    except FAULTS as error:
-        logger.error("error: %s", error)
-        return ERROR
+    return ended(_run, parser().parse_args(arguments))
 
 
 def parser() -> argparse.ArgumentParser:

@@ -15,6 +15,7 @@ import pyarrow as pa
 from monitoring.verdict import Binned
 from tabserve.contract import Contract, Feature
 from tabserve.history.records import Records
+from tabserve.history.sql import quoted, text
 from tabserve.prediction_log.columns import prediction_schema
 from tabserve.reference import Bins, Reference
 from tabserve.statistics.divergence import effective_rows
@@ -45,10 +46,10 @@ class Watched:
         if self.bins.codes is None:
             x = self._number
             cases = [f"WHEN {x} < {_number(edge)} THEN {place}" for place, edge in enumerate(self.bins.edges)]
-            last, missing = len(self.bins.edges), f"{_name(self.column)} IS NULL OR isnan({x})"
+            last, missing = len(self.bins.edges), f"{quoted(self.column)} IS NULL OR isnan({x})"
         else:
             cases = [f"WHEN {self._is(code)} THEN {place}" for place, code in enumerate(self.bins.codes)]
-            last, missing = len(self.bins.codes), f"{_name(self.column)} IS NULL"
+            last, missing = len(self.bins.codes), f"{quoted(self.column)} IS NULL"
         return f"CASE WHEN {missing} THEN {last + 1} {' '.join(cases)} ELSE {last} END"
 
     @property
@@ -64,12 +65,12 @@ class Watched:
 
     @property
     def _number(self) -> str:
-        return f"CAST({_name(self.column)} AS DOUBLE)"
+        return f"CAST({quoted(self.column)} AS DOUBLE)"
 
     def _is(self, code: int) -> str:
         if self.feature is not None and self.feature.kind == "category":
-            return f"{_name(self.column)} = {_text(str(self.feature.categories[code]))}"
-        return f"{_name(self.column)} = {'true' if code else 'false'}"
+            return f"{quoted(self.column)} = {text(str(self.feature.categories[code]))}"
+        return f"{quoted(self.column)} = {'true' if code else 'false'}"
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def count(records: Records, columns: Sequence[Watched], newest_since: datetime) 
 def _totals(records: Records, columns: Sequence[Watched], is_newest: str) -> dict[bool, dict[str, Any]]:
     if schema_of(records) is None:
         return {}
-    scores = [_name(column.column) for column in columns if column.column.startswith("probability:")]
+    scores = [quoted(column.column) for column in columns if column.column.startswith("probability:")]
     largest = f"greatest({', '.join(scores)})" if scores else "CAST(NULL AS DOUBLE)"
     # For DuckDB NaN is greater than every number: a row with one is not sure of anything.
     found: list[Any] = records.rows(f"""
@@ -198,7 +199,7 @@ def _totals(records: Records, columns: Sequence[Watched], is_newest: str) -> dic
 def _rejections(records: Records, is_newest: str) -> tuple[Counter[bool], dict[bool, Counter[str]]]:
     found: list[Any] = records.rows(f"""
         SELECT {is_newest} AS is_newest, feature, rule, CAST(sum(count) AS BIGINT) FROM rejections
-        WHERE route <> {_text(_LABELS_ROUTE)} GROUP BY ALL
+        WHERE route <> {text(_LABELS_ROUTE)} GROUP BY ALL
     """)
     rejected: Counter[bool] = Counter()
     unknown: dict[bool, Counter[str]] = {False: Counter(), True: Counter()}
@@ -231,7 +232,7 @@ def sample(records: Records, columns: Sequence[Watched]) -> pd.DataFrame:
     Raises:
         UnreadableError: where the log cannot be read.
     """
-    names = [*(_name(column.column) for column in columns), "weight"]
+    names = [*(quoted(column.column) for column in columns), "weight"]
     if any(column.column.startswith("probability:") for column in columns):
         names.append("label")
     # The view filters by time; sampled in one go with it, DuckDB would sample before it filters.
@@ -240,16 +241,6 @@ def sample(records: Records, columns: Sequence[Watched]) -> pd.DataFrame:
     )
     frame: pd.DataFrame = pa.Table.from_batches(list(batches)).to_pandas()
     return frame
-
-
-def _name(name: str) -> str:
-    escaped = name.replace('"', '""')
-    return f'"{escaped}"'
-
-
-def _text(text: str) -> str:
-    escaped = text.replace("'", "''")
-    return f"'{escaped}'"
 
 
 def _number(number: float) -> str:

@@ -21,9 +21,11 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from tabserve.answers import HttpError
 from tabserve.asgi import App, Receive, Scope, Send, send_answer
 from tabserve.settings import Settings
+from tabserve.tls import use_ciphers_of_today
 
 HEAD_BYTES = 65_536  # of a request line and its headers, as nginx (32 KiB) and h11 (64) have it
 HEADERS = 100  # of a request; Apache's limit
+WAITING = 16  # requests of a connection that may come before the one ahead of them is answered; each takes 3 KB
 WRITE_SECONDS = 30.0  # for an answer to be taken: the largest page has 0.4 MB
 LOOK_SECONDS = 0.5  # between two looks at all connections; 1000 of them take 0.2 ms
 CHUNKS_FACTOR = 8  # a body in chunks of one byte each has 6 bytes for each
@@ -53,6 +55,10 @@ def limits_of(settings: Settings) -> Limits:
     return Limits(settings.max_connections, settings.request_timeout_ms / 1000, HEAD_BYTES + CHUNKS_FACTOR * most_body)
 
 
+class TooManyWaitingError(Exception):
+    """More requests came on a connection than may wait there for the answers to those before."""
+
+
 class Connection(HttpToolsProtocol):
     """A connection of uvicorn's, within limits."""
 
@@ -73,6 +79,11 @@ class Connection(HttpToolsProtocol):
             # Only a request can be answered, and a probe deserves it: a flood is no reason to restart the service.
             self.app = partial(_too_many, self.app, self._watch.refused)
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        # What waits there leads back to this connection: only the collector, which is seldom asked, would end them.
+        self.pipeline.clear()
+
     def data_received(self, data: bytes) -> None:
         self._chunk_bytes = len(data)
         self._bytes += len(data)
@@ -85,6 +96,9 @@ class Connection(HttpToolsProtocol):
         self._bytes = self._n_headers = 0
 
     def on_headers_complete(self) -> None:
+        if len(self.pipeline) >= WAITING:
+            self.give_up("pipeline")  # an answer would stand where that of another request has to
+            raise TooManyWaitingError  # ends the reading of what has come
         self._n_headers = len(self.headers)
         is_large = self._bytes + self._chunk_bytes > HEAD_BYTES and self._head_bytes() > HEAD_BYTES
         if not is_large and self._n_headers <= HEADERS:
@@ -100,7 +114,9 @@ class Connection(HttpToolsProtocol):
         self.refuse(400, msg)
 
     def refuse(self, status: int, message: str) -> None:
-        """Answers at once, outside of any request, and closes."""
+        """Answers at once, outside of any request, and closes; says nothing where nobody hears it any more."""
+        if self.transport.is_closing():
+            return
         answer = HttpError(status, message).answer()
         headers = [
             *self.server_state.default_headers,
@@ -203,7 +219,9 @@ class FewLines(logging.Filter):
 
 
 def bound(receive: Receive, limits: Limits, refused: Callable[[str], None]) -> asyncio.Task[None] | None:
-    """Has uvicorn keep the limits from its first connection on. Called when it says that it starts, before it listens.
+    """Has uvicorn keep the limits from its first connection on, and TLS of today.
+
+    Called when it says that it starts, before it listens.
 
     Args:
         receive: of that message, a method of an object of uvicorn's that has its configuration.
@@ -220,6 +238,8 @@ def bound(receive: Receive, limits: Limits, refused: Callable[[str], None]) -> a
     config.http_protocol_class = partial(Connection, watch)  # type: ignore[assignment]
     config.ws_protocol_class = None  # nothing here speaks it
     config.encoded_headers = [*config.encoded_headers, *HEADERS_OF_ALL]
+    if config.ssl is not None:
+        use_ciphers_of_today(config.ssl, config.ssl_ciphers)
     logging.getLogger("uvicorn.error").addFilter(FewLines())
     _allow_files(2 * limits.connections)
     return asyncio.get_running_loop().create_task(watch.run())

@@ -9,22 +9,21 @@ Every error of these routes is `{"error": sentence, "detail": [{"row", "feature"
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
 
 import msgspec
 from uuid_utils import uuid7
 
-from tabserve import documentation
-from tabserve.access.description import with_access
+from tabserve.about import About
 from tabserve.access.gate import Gate
 from tabserve.answers import Answer, HttpError, json_answer, outcomes, quoted
 from tabserve.asgi import (
     App,
     ClientGoneError,
+    Handler,
     Receive,
     Scope,
     Send,
@@ -36,10 +35,10 @@ from tabserve.asgi import (
 )
 from tabserve.assignment import Arm
 from tabserve.audit import Refusals
-from tabserve.batcher import Batcher, CallerGoneError, DeadlineExceededError, Observer, Predict, RefusedError
+from tabserve.batcher import Batcher, CallerGoneError, DeadlineExceededError, RefusedError
+from tabserve.batchers import Batchers, TraceBatches
 from tabserve.bodies import check_json, labels_of
-from tabserve.build import this_build
-from tabserve.contract import MAX_ROWS, Rows
+from tabserve.contract import Rows
 from tabserve.engine import Scores
 from tabserve.labels import Labels, made_at
 from tabserve.prediction_log import CannotKeepError, NoRoomError, PredictionLog, Predictions
@@ -47,7 +46,7 @@ from tabserve.request_log import RequestLog
 from tabserve.rollout import InService, NotReadyError, Rollout
 from tabserve.served_model import ServedModel
 from tabserve.settings import Settings
-from tabserve.telemetry import METRICS_CONTENT_TYPE, Telemetry
+from tabserve.telemetry import Telemetry
 from tabserve.validation import ReadRows
 
 # What stays BentoML's: probes, its API and the description of it, and the files of its API page. Its page at / is not
@@ -65,10 +64,7 @@ REFUSED_ACCESS = {401: "not known", 403: "not allowed", 429: "too many requests"
 ROWS_OF_A_TURN = 128  # of an answer are written before the event loop looks at others: 0.2 ms
 INLINE_BYTES = 8192  # of a body that needs a closer look: handing it to a thread takes about as long as looking
 
-
-Handler = Callable[[Scope, Receive], Awaitable[Answer]]
 Read = TypeVar("Read", ReadRows, Labels, None)
-TraceBatches = Callable[[Predict, Observer, str], tuple[Predict, Observer]]
 
 
 class FrontDoor:
@@ -101,26 +97,18 @@ class FrontDoor:
         self._prediction_log = prediction_log
         self._refusals = refusals
         self._gate = gate
-        self._trace_batches = trace_batches
         self._timeout_seconds = settings.request_timeout_ms / 1000
-        self._started = time.monotonic()
         self._request_log = RequestLog(settings.log_success_share)
         # For what would hold up the event loop, which has probes to answer: bodies that are looked at value by value.
-        # Long batches have a thread for each model: a body must not wait for one to learn that there is no room for it,
-        # and a champion not for its challenger.
+        # Not a batcher's thread: a body must not wait for a batch to learn that there is no room for it.
         self._reader_thread = ThreadPoolExecutor(1, thread_name_prefix="tabserve-reader")
-        self._batchers: WeakKeyDictionary[ServedModel, Batcher] = WeakKeyDictionary()
+        self._batchers = Batchers(settings, telemetry, trace_batches)
+        about = About(rollout, telemetry, gate)
         self._routes: dict[str, tuple[str, Handler]] = {
             "/predict": ("POST", self._predict),
             "/predict/batch": ("POST", self._predict_batch),
             "/feedback": ("POST", self._feedback),
-            "/health": ("GET", self._health),
-            "/ready": ("GET", self._ready),
-            "/metadata": ("GET", self._metadata),
-            "/metrics": ("GET", self._metrics),
-            "/openapi.json": ("GET", self._openapi),
-            "/": ("GET", self._to_docs),
-            **{path: ("GET", _page(page)) for path, page in documentation.PAGES.items()},
+            **{path: ("GET", handler) for path, handler in about.handlers.items()},
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -204,7 +192,7 @@ class FrontDoor:
         if arm is None:
             (arm,) = scope["tabserve.arms"] = in_service.arms_of_rows(rows.values)
         model = arm.model
-        scores = await self._score(batcher or self._batcher_of(model), rows.values, scope, receive)
+        scores = await self._score(batcher or self._batchers.of(model), rows.values, scope, receive)
         (said,) = _said(model, scores)
         self._add_warnings([said], rows)
         answer = {
@@ -249,7 +237,7 @@ class FrontDoor:
         places = [[place for place, of_row in enumerate(of_rows) if of_row is arm] for arm in arms]
         parts = [rows.values[of_arm] for of_arm in places]
         asked = [
-            self._score(self._batcher_of(arm.model), part, scope, receive)
+            self._score(self._batchers.of(arm.model), part, scope, receive)
             for arm, part in zip(arms, parts, strict=True)
         ]
         answers = await asyncio.gather(*asked, return_exceptions=True)
@@ -275,7 +263,7 @@ class FrontDoor:
 
     def _batcher_with_room(self, model: ServedModel, scope: Scope) -> Batcher:
         """The batcher of a model, where it has room for a request: under overload a body is not even read."""
-        batcher = self._batchers.get(model) or self._batcher_of(model)
+        batcher = self._batchers.of(model)
         try:
             batcher.admit(1, self._seconds_left(scope))
         except RefusedError as error:
@@ -306,28 +294,6 @@ class FrontDoor:
         except DeadlineExceededError as error:
             raise HttpError(504, f"The service is overloaded: {error}; try again later.") from error
 
-    def _batcher_of(self, model: ServedModel) -> Batcher:
-        batcher = self._batchers.get(model)
-        if batcher is not None:
-            return batcher
-        predict: Predict = model.loaded.engine.predict
-        observer: Observer = self._telemetry.of_model(model.tag)
-        if self._trace_batches is not None:
-            predict, observer = self._trace_batches(predict, observer, model.tag)
-        batcher = Batcher(
-            predict,
-            ThreadPoolExecutor(1, thread_name_prefix="tabserve-engine"),
-            observer,
-            max_rows=MAX_ROWS,
-            max_queued_rows=self._settings.max_queued_rows,
-            budget_seconds=self._settings.batch_budget_ms / 1000,
-            merges=self._settings.batching,
-        )
-        for n_rows, seconds in model.warm_up_times:
-            batcher.service_time.observe(n_rows, seconds)
-        self._batchers[model] = batcher
-        return batcher
-
     def _add_warnings(self, said: list[dict[str, Any]], rows: ReadRows) -> None:
         for row, warnings in rows.warnings.items():
             said[row]["warnings"] = [warning.as_detail() for warning in warnings]
@@ -355,60 +321,6 @@ class FrontDoor:
         delays = [max(0.0, now - moment) for moment in map(made_at, labelled) if moment is not None]
         self._telemetry.labels_came(len(labelled), delays)
         return json_answer({"accepted": len(labels)})
-
-    # --- about the service
-
-    async def _health(self, _scope: Scope, _receive: Receive) -> Answer:
-        loaded = self._rollout.champion().tag if self._rollout.is_ready else None
-        return json_answer(
-            {
-                "status": "alive",
-                "model_loaded": loaded is not None,
-                "model": loaded.partition(":")[0] if loaded else None,
-                "model_version": loaded,
-                "uptime_seconds": round(time.monotonic() - self._started, 3),
-            }
-        )
-
-    async def _ready(self, _scope: Scope, _receive: Receive) -> Answer:
-        return json_answer({"status": "ready", "model_version": self._rollout.champion().tag})
-
-    async def _metadata(self, _scope: Scope, _receive: Receive) -> Answer:
-        in_service = self._rollout.now
-        model = in_service.champion
-        metadata = model.loaded.metadata
-        return json_answer(
-            {
-                "model": metadata["name"],
-                "model_version": model.tag,
-                "trained_at": metadata["trained_at"],
-                "in_service_since": in_service.since.isoformat(timespec="seconds"),
-                "rollout": self._rollout.as_metadata(),
-                "engine": metadata["engine"],
-                "metrics": {part: metadata[f"{part}_metrics"] for part in ("test", "train", "baseline")},
-                "cross_validation": metadata["cv"],
-                "dataset": metadata["dataset"],
-                "environment": metadata["environment"],
-                "git_commit": metadata["git_commit"],
-                "build": await asyncio.to_thread(this_build),  # reads a file, the first time
-                "known_limitations": metadata["known_limitations"],
-                "contract_hash": model.loaded.contract.hash,
-                "contract": model.loaded.contract.model_dump(mode="json"),
-            }
-        )
-
-    async def _metrics(self, _scope: Scope, _receive: Receive) -> Answer:
-        self._telemetry.ready.set(self._rollout.is_ready)
-        # Reading the files of all processes takes milliseconds, too long for the event loop.
-        body = await asyncio.to_thread(self._telemetry.exposition)
-        return Answer(200, body, METRICS_CONTENT_TYPE)
-
-    async def _openapi(self, _scope: Scope, _receive: Receive) -> Answer:
-        page = documentation.openapi(self._rollout.champion().loaded)
-        return json_answer(with_access(page, self._gate) if self._gate else page)
-
-    async def _to_docs(self, _scope: Scope, _receive: Receive) -> Answer:
-        return Answer(307, b"", headers={"location": "/docs"})
 
     def _record(
         self, route: str, scope: Scope, answer: Answer, error: BaseException | None, elapsed_seconds: float
@@ -495,12 +407,5 @@ def _milliseconds_since(started: float) -> float:
 def _refused(refusal: HttpError) -> Handler:
     async def handler(_scope: Scope, _receive: Receive) -> Answer:
         raise refusal
-
-    return handler
-
-
-def _page(page: documentation.Page) -> Handler:
-    async def handler(_scope: Scope, _receive: Receive) -> Answer:
-        return Answer(200, page.body(), page.content_type, page.headers)
 
     return handler

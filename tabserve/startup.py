@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from tabserve import model_store
-from tabserve.access.opening import check_access, say_who_may_ask
+from tabserve.access.opening import believed_proxies, check_access, say_who_may_ask
 from tabserve.access.worker_buckets import make_bucket_file
 from tabserve.audit import check_audit_log
 from tabserve.prediction_log.opening import usable_url
@@ -42,7 +42,7 @@ def prepare(
     check_access(settings, host)
     say_who_may_ask(settings, host)
     # By itself uvicorn believes every process of this machine who the caller is.
-    os.environ["FORWARDED_ALLOW_IPS"] = ",".join(settings.trusted_proxies)
+    os.environ["FORWARDED_ALLOW_IPS"] = believed_proxies(settings)
     share_metrics()
     if (buckets := bucket_file()) and n_workers != 1:
         make_bucket_file(buckets)

@@ -1,27 +1,21 @@
-"""Metrics for Prometheus, and logs of one JSON object a line."""
+"""Metrics for Prometheus."""
 
 import asyncio
 import atexit
 import collections
 import functools
-import logging
 import os
 import shutil
 import tempfile
-import traceback
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import prometheus_client.values
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.values import MultiProcessValue
-from pydantic import ValidationError
 
 from tabserve.access.observer import REASONS, Reason
 from tabserve.batcher import Slice
@@ -32,12 +26,9 @@ METRICS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 # Seconds. Fine where a batch of trees answers, and an edge at 0.5, where people put alerts: no interpolation there.
 DURATION_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-
-
 # Seconds. From a person who looks at the answer to a loan that was paid back: a second to a quarter.
 DELAY_BUCKETS = (1, 10, 60, 600, 3600, 6 * 3600, 86400, 3 * 86400, 7 * 86400, 14 * 86400, 30 * 86400, 91 * 86400)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-NAMED_FAULTS = 100  # of one request in one line
 
 # Where the workers of one service keep the files that their metrics are added up from. BentoML's own place for them is
 # one folder for all services of a home, emptied whenever one starts.
@@ -387,35 +378,3 @@ class AccessTelemetry:
 
     def limited_alone(self) -> None:
         self._limited_alone.inc()
-
-
-class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, and the `fields` that came as `extra`."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname,
-            "logger": record.name,
-            "process": record.process,
-            "message": record.getMessage(),
-            **getattr(record, "fields", {}),
-        }
-        error = record.exc_info[1] if record.exc_info else None
-        if isinstance(error, ValidationError):  # its text and its traceback repeat what the caller sent
-            line["faults"] = [{"at": fault["loc"], "type": fault["type"]} for fault in error.errors()[:NAMED_FAULTS]]
-        elif record.exc_info:
-            line["traceback"] = "".join(traceback.format_exception(*record.exc_info))
-        return msgspec.json.encode(line).decode()
-
-
-def configure_logging(level: str) -> None:
-    """Every line of this process as JSON, BentoML's, uvicorn's and warnings included."""
-    logging.captureWarnings(capture=True)
-    formatter = JsonFormatter()
-    for name in ("", "bentoml", "uvicorn.error", "circus"):
-        for handler in logging.getLogger(name).handlers:
-            handler.setFormatter(formatter)
-    # uvicorn would put together a line for each request, and then find that nobody wants it.
-    logging.getLogger("uvicorn.access").propagate = False
-    logging.getLogger("tabserve").setLevel(level)

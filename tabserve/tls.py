@@ -1,8 +1,22 @@
-"""Whether the files of TLS can be used: BentoML starts without a word where they cannot, and answers nobody."""
+"""TLS as BentoML does not do it: files that are tried at the start, and ciphers of today for TLS 1.2.
+
+BentoML starts without a word where its files cannot be used, and answers nobody.
+"""
 
 import ssl
 
 from tabserve.settings import BadSettingError
+
+# Unless somebody asks for others BentoML asks for those of TLS 1.0, which end with a SHA-1: clients that want none of
+# them could not ask over TLS 1.2 at all. TLS 1.3 has its own, whatever stands here.
+_BENTOMLS_CIPHERS = "TLSv1"
+_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+
+
+def use_ciphers_of_today(context: ssl.SSLContext, asked: str | None) -> None:
+    """Sets them, where what was asked for is what BentoML asks for by itself."""
+    if asked == _BENTOMLS_CIPHERS:
+        context.set_ciphers(_CIPHERS)
 
 
 def check_tls(certfile: str | None, keyfile: str | None, password: str | None = None) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -133,9 +134,15 @@ class Service:
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A port below those that the kernel gives to connections, which other tests open by the thousand.
+
+    One of those could be taken again in the seconds until the service that it is meant for listens.
+    """
+    numbers = random.SystemRandom()  # as every process of the tests must get others
+    while True:
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", numbers.randrange(10_000, 32_768)))
+            return int(listener.getsockname()[1])
 
 
 def start_service(home: Path, log: Path, target: str = ".", cwd: Path = ROOT, **settings: str) -> Service:
@@ -148,8 +155,12 @@ def start_service(home: Path, log: Path, target: str = ".", cwd: Path = ROOT, **
     return Service(f"http://127.0.0.1:{port}", process, log)
 
 
-def wait_for(condition: Callable[[], object], limit_seconds: float = 30) -> None:
-    """Waits until a condition holds; what a service writes after its answer comes a moment later."""
+def wait_for(condition: Callable[[], object], limit_seconds: float = 90) -> None:
+    """Waits until a condition holds; what a service writes after its answer comes a moment later.
+
+    By default three times as long as anything in the product takes to come round again (30 s, the prediction log's
+    recovery): what has just been missed comes the next time.
+    """
     deadline = time.monotonic() + limit_seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {limit_seconds} s"
@@ -176,7 +187,7 @@ def stop(service: Service) -> None:
     with contextlib.suppress(ProcessLookupError):
         service.process.send_signal(signal.SIGTERM)
     try:
-        service.process.wait(20)
+        service.process.wait(60)  # BentoML itself ends its workers after 30
     except subprocess.TimeoutExpired:
         os.killpg(service.process.pid, signal.SIGKILL)
         service.process.wait()

@@ -55,7 +55,7 @@ def start(home: Path, *arguments: str) -> subprocess.Popen[str]:
 
 def finish(process: subprocess.Popen[str]) -> Done:
     try:
-        out, log = process.communicate(timeout=90)
+        out, log = process.communicate(timeout=240)
     finally:
         process.kill()
     assert "Traceback" not in log, log

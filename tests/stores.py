@@ -53,7 +53,7 @@ class PostgresqlServer:
         command = [program, "-D", f"{self._folder}/data", *(word for option in options for word in ("-c", option))]
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(command, cwd=self._folder, stdout=log, stderr=log, **self._as)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not self._answers():
             assert time.monotonic() < deadline, (self._folder / "log").read_text()
             time.sleep(0.05)
@@ -66,7 +66,7 @@ class PostgresqlServer:
     def stop(self) -> None:
         """Ends it at once, connections and all."""
         self._process.send_signal(signal.SIGINT)
-        self._process.wait(20)
+        self._process.wait(60)
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:

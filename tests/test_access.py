@@ -1,11 +1,14 @@
 """Who may come in: keys and their file, the scopes of routes, the rate limit; in this process."""
 
+import hmac
 import json
 import multiprocessing
+import os
 import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -13,16 +16,17 @@ from access_parts import Counted, add_key, answer_to, door_with
 from conftest import wait_for
 from hypothesis import example, given
 from hypothesis import strategies as st
+from uvicorn.middleware.proxy_headers import _TrustedHosts
 
 from tabserve import cli
 from tabserve.access.api_keys import BadKeysError, KeyFile, KeyRing, lasting
 from tabserve.access.callers import SCOPES, Caller, counted_address
 from tabserve.access.gate import Gate
 from tabserve.access.key_store import changing, read_keys, write_keys
-from tabserve.access.opening import check_access, open_gate, say_who_may_ask
+from tabserve.access.opening import believed_proxies, check_access, open_gate, say_who_may_ask
 from tabserve.access.rate_limit import Buckets, RateLimit
 from tabserve.access.reloaded import FileSource, Reloaded
-from tabserve.access.worker_buckets import WorkerBuckets, make_bucket_file
+from tabserve.access.worker_buckets import WorkerBuckets, _place, make_bucket_file
 from tabserve.settings import BadSettingError, Settings
 
 
@@ -59,6 +63,7 @@ def test_a_key_opens_what_its_scopes_name_in_either_header(tmp_path: Path, obser
         *(("admin", route) for route in (*of_predictions, "/feedback", "/metrics")),
     }
     assert set(statuses.values()) == {403, 405, 200, 204, 404, 307}
+    assert answer_to(door, "/metadata", (b"x-api-key", shown["predict"] + b" \t"))[0] == 503
     for header in (b"Bearer ", b"bearer  ", b"BEARER "):
         assert answer_to(door, "/metadata", (b"authorization", header + shown["predict"]))[0] == 503
 
@@ -128,6 +133,20 @@ def test_a_missing_scope_is_403_and_an_expired_key_is_told_so_to_its_holder(tmp_
     assert observer.refused == {"missing_scope": 1, "expired": 1}
 
 
+def test_every_key_costs_one_hash_and_one_comparison_in_constant_time_known_or_not(monkeypatch) -> None:
+    keys, _, shown = KeyFile().created("shop", ("predict",))
+    ring, compared = KeyRing(keys), []
+    monkeypatch.setattr(
+        hmac, "compare_digest", lambda one, other: compared.append((len(one), len(other))) or one == other
+    )
+
+    for wrong in (shown[:-1] + "!", shown.replace(shown[3:15], "0" * 12), "ts_nobody_x"):
+        assert ring.caller(wrong.encode()) is None
+    assert ring.caller(shown.encode()) is not None
+
+    assert compared == [(32, 32)] * 4
+
+
 @given(st.binary(max_size=400), st.sampled_from([b"x-api-key", b"authorization"]))
 @example(b"ts__", b"x-api-key")
 @example(b"ts_0123456789ab_", b"x-api-key")
@@ -176,6 +195,50 @@ def test_json_is_as_good_as_yaml_and_no_id_stands_twice() -> None:
     assert KeyRing.parse(json.dumps(described).encode()).caller(shown.encode()) is not None
     with pytest.raises(BadKeysError, match="same id"):
         KeyFile.parse(json.dumps({"keys": described["keys"] * 2}).encode())
+
+
+def test_of_a_file_that_was_cut_off_no_key_opens_more_than_it_did(tmp_path: Path) -> None:
+    """A full disk, or a copy that was read before it was whole."""
+    path = tmp_path / "keys.yaml"
+    for name in ("first", "second"):
+        add_key(path, name, "predict", lasts=timedelta(days=1))
+    whole, content = read_keys(path).keys, path.read_bytes()
+
+    n_read = set()
+    for end in range(len(content)):
+        try:
+            read = KeyFile.parse(content[:end]).keys
+        except BadKeysError:
+            continue
+        assert read == whole[: len(read)], content[:end]
+        n_read.add(len(read))
+
+    assert n_read <= {1, 2}
+
+
+@pytest.mark.parametrize("fault", ["a folder", "a pipe", "empty", "a link to nothing"])
+def test_a_file_of_keys_that_is_none_ends_the_start_and_changes_nothing_later(
+    fault: str, tmp_path: Path, observer: Counted
+) -> None:
+    path = tmp_path / "keys.yaml"
+    shown = add_key(path, "shop", "predict").encode()
+    ring = Reloaded(FileSource(path), KeyRing.parse, observer, label="api_keys")
+
+    path.unlink()
+    if fault == "a folder":
+        path.mkdir()
+    elif fault == "a pipe":  # whoever opens it waits for somebody who writes
+        os.mkfifo(path)
+    elif fault == "empty":
+        path.touch()
+    else:
+        path.symlink_to("nothing")
+    ring.look()
+
+    assert ring.now.caller(shown) is not None
+    assert observer.stale == {"api_keys": True}
+    with pytest.raises(BadSettingError, match="no key can be taken"):
+        check_access(Settings(api_keys_file=str(path)), "127.0.0.1")
 
 
 def test_how_long_a_key_lasts_is_days_or_hours() -> None:
@@ -322,6 +385,20 @@ def test_who_was_refused_by_a_worker_is_refused_by_all_however_many_others_come(
     assert (tmp_path / "buckets").stat().st_size == size
 
 
+def test_nobody_chooses_addresses_whose_buckets_forget_each_other(tmp_path: Path) -> None:
+    """Who had 9 in a set could ask with them in turn, and find each bucket full again."""
+    places: dict[int, list[str]] = {}
+    for number in count():
+        name = f"2001:db8:0:{number:x}::/64"
+        of_set = places.setdefault(_place(b"", name)[1], [])  # as it would be if the hash had no key
+        of_set.append(name)
+        if len(of_set) == 12:
+            break
+    buckets = of_a_file(tmp_path, "1/h:2")
+
+    assert sum(buckets.take(name) == 0 for _ in range(20) for name in of_set) == 12 * 2
+
+
 @given(
     st.integers(1, 50),
     st.integers(1, 50),
@@ -402,7 +479,33 @@ def test_addresses_count_alone_and_those_of_one_ipv6_network_together(observer: 
     ]
     assert answer_to(door, "/metadata", client=None)[0] == 503
     assert counted_address("fe80::1%eth0") == "fe80::/64"
-    assert counted_address("a:socket") == "a:socket"
+
+
+def test_what_is_no_address_is_one_caller_whatever_it_says_and_never_that_of_a_key(
+    tmp_path: Path, observer: Counted
+) -> None:
+    """As a proxy may pass on what a stranger wrote."""
+    path = tmp_path / "keys.yaml"
+    key = add_key(path, "shop", "predict").encode()
+    door = door_with(gate_of(observer, path, rate_limit=RateLimit.parse("1/h:2")))
+
+    made_up = [answer_to(door, "/metadata", client=(said, 0))[0] for said in ("shop", "unknown", "1.2.3", "a:b", "")]
+
+    assert made_up == [401, 401, 429, 429, 429]
+    assert answer_to(door, "/metadata", (b"x-api-key", key))[0] == 503
+
+
+def test_an_expired_key_takes_nothing_from_the_bucket_of_its_name(tmp_path: Path, observer: Counted) -> None:
+    """Somebody finds the key that was rotated away."""
+    path = tmp_path / "keys.yaml"
+    old = add_key(path, "shop", "predict", lasts=timedelta(seconds=-1)).encode()
+    new = add_key(path, "shop", "predict").encode()
+    door = door_with(gate_of(observer, path, rate_limit=RateLimit.parse("1/h:2")))
+
+    finder = [answer_to(door, "/metadata", (b"x-api-key", old), client=("192.0.2.9", 1))[0] for _ in range(5)]
+
+    assert finder == [401, 401, 429, 429, 429]
+    assert [answer_to(door, "/metadata", (b"x-api-key", new))[0] for _ in range(3)] == [503, 503, 429]
 
 
 @pytest.mark.parametrize("text", ["10", "10/d", "0/s", "10/s:0", "-1/s", "10/s:", "1.5/s", "10/s:20:3", "100001/s"])
@@ -458,6 +561,17 @@ def test_it_says_who_may_ask_and_warns_where_nothing_bounds_how_often(
     assert [record.getMessage() for record in caplog.records] == expected
 
 
+def test_a_proxy_is_believed_also_where_ipv4_comes_by_ipv6() -> None:
+    """As it does to who listens on `::`."""
+    proxies = _TrustedHosts(believed_proxies(Settings(trusted_proxies=("10.0.0.0/8", "192.0.2.1/32", "fd00::/8"))))
+
+    for address in ("10.1.2.3", "::ffff:10.1.2.3", "192.0.2.1", "::ffff:192.0.2.1", "fd00::1"):
+        assert address in proxies, address
+    for address in ("11.1.2.3", "::ffff:11.1.2.3", "::ffff:192.0.2.2", "::1", "127.0.0.1"):
+        assert address not in proxies, address
+    assert believed_proxies(Settings()) == ""
+
+
 def test_on_loopback_nothing_is_needed() -> None:
     for host in ("127.0.0.1", "127.8.8.8", "::1"):
         check_access(Settings(), host)
@@ -473,6 +587,8 @@ def test_on_loopback_nothing_is_needed() -> None:
         ({"jwks": "/nowhere", "jwt_issuer": "i", "jwt_audience": "a"}, "cannot be read"),
         ({"jwks": "http://issuer.example/keys", "jwt_issuer": "i", "jwt_audience": "a"}, "https://"),
         ({"jwks": "https://u:hunter2@issuer.example/keys", "jwt_issuer": "i", "jwt_audience": "a"}, "leave them out"),
+        ({"jwks": "https://u:hunter2@[::1/keys", "jwt_issuer": "i", "jwt_audience": "a"}, "no address such as"),
+        ({"jwks": "https://u:hunter2@h:hunter2/keys", "jwt_issuer": "i", "jwt_audience": "a"}, "no address such as"),
         ({"rate_limit_url": "redis://h"}, "without TABSERVE_RATE_LIMIT"),
         ({"rate_limit_url": "http://u:hunter2@h", "rate_limit": RateLimit(1, 1, 1)}, "redis://"),
         ({"rate_limit_url": "redis://u:hunter2@h:port", "rate_limit": RateLimit(1, 1, 1)}, "redis://"),

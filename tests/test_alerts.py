@@ -158,7 +158,7 @@ def test_the_thresholds_are_those_of_the_load_test_the_monitor_and_the_settings(
     assert threshold("TabserveLogSpoolFilling", "warning") == Settings().log_spool_bytes / 2
 
 
-def test_the_thresholds_that_only_stand_in_the_rules_are_those_of_the_checklist() -> None:
+def test_the_thresholds_that_only_stand_in_the_rules_are_those_that_were_asked_for() -> None:
     assert threshold("TabserveLatencyHigh", "warning") == 0.3
     assert threshold("TabserveErrorsHigh", "warning") == 0.01
     assert threshold("TabserveCpuHigh", "warning") == 0.8
@@ -303,6 +303,7 @@ def test_the_alertmanager_takes_its_configuration_in_which_is_no_secret() -> Non
         ("TabserveAccuracyLow", "critical", "guard,pager"),
         ("TabserveErrorsHigh", "warning", "chat"),
         ("TabserveLatencyHigh", "critical", "pager"),
+        ("TabserveSegmentWorse", "warning", "guard,chat"),
     ],
 )
 def test_with_its_optional_lines_the_guard_is_told_of_what_a_model_may_be_the_cause_of(

@@ -130,11 +130,12 @@ def test_a_large_request_takes_turns_with_small_ones(thread) -> None:
     assert answered == ["small", "large"]
 
 
-def test_one_poisoned_row_among_64_requests_fails_its_caller_alone(thread) -> None:
+@pytest.mark.parametrize("raises", [True, False])
+def test_one_poisoned_row_among_64_requests_fails_its_caller_alone(thread, raises: bool) -> None:
     def poisoned(rows: np.ndarray) -> np.ndarray:
-        if (rows == 13).any():
-            raise ValueError("thirteen")
-        return doubled(rows)
+        if raises and (rows == 13).any():
+            raise RuntimeError("thirteen is no finite number")
+        return np.where(rows == 13, np.nan, doubled(rows))
 
     seen = Seen()
 
@@ -145,7 +146,7 @@ def test_one_poisoned_row_among_64_requests_fails_its_caller_alone(thread) -> No
     found = run(ask())
 
     assert seen.failures == ["raised"]
-    assert isinstance(found[13], ValueError)
+    assert "is no finite number" in str(found[13])
     for i in set(range(64)) - {13}:
         assert found[i].tolist() == doubled(rows_of(i)).tolist()
 
@@ -183,18 +184,18 @@ def test_a_request_that_cannot_make_its_time_is_refused_at_once_and_not_after_it
     async def ask() -> None:
         batcher = Batcher(doubled, thread, Seen())
         for _ in range(4):
-            batcher.service_time.observe(1, 0.5)
+            batcher.service_time.observe(1, 25.0)
         first = asyncio.ensure_future(batcher.submit(rows_of(0)))
         await asyncio.sleep(0)
         try:
-            await batcher.submit(rows_of(1), timeout_seconds=0.4)
+            await batcher.submit(rows_of(1), timeout_seconds=20.0)
         finally:
             await first
 
     started = time.perf_counter()
-    with pytest.raises(RefusedError, match=r"would take 0\.500 s and has 0\.400 s"):
+    with pytest.raises(RefusedError, match=r"would take 25\.000 s and has 20\.000 s"):
         run(ask())
-    assert time.perf_counter() - started < 0.3
+    assert time.perf_counter() - started < 10
 
 
 def test_an_idle_engine_is_tried_however_slow_it_was_the_last_time(thread) -> None:
@@ -229,7 +230,7 @@ def test_nobody_waits_longer_than_his_time_for_an_engine_that_does_not_come_back
     seen, go_on = Seen(), threading.Event()
 
     def stuck(rows: np.ndarray) -> np.ndarray:
-        go_on.wait(20)
+        go_on.wait(60)
         return doubled(rows)
 
     async def ask() -> list:
@@ -258,7 +259,7 @@ def test_a_request_that_comes_while_a_patient_one_is_in_the_engine_waits_no_long
     go_on = threading.Event()
 
     def stuck(rows: np.ndarray) -> np.ndarray:
-        go_on.wait(20)
+        go_on.wait(60)
         return doubled(rows)
 
     async def ask() -> np.ndarray:

@@ -43,7 +43,7 @@ BOTH = jwks(described(RSA, "r", "RS256"), described(EC, "e", "ES256"))
 
 def token(key=RSA, algorithm: str = "RS256", name: str | None = "r", **claims) -> bytes:
     now = int(time.time())
-    said = {"iss": ISSUER, "aud": AUDIENCE, "sub": "alice", "exp": now + 600, "scope": "predict openid", **claims}
+    said = {"iss": ISSUER, "aud": AUDIENCE, "sub": "alice", "exp": now + 86_400, "scope": "predict openid", **claims}
     said = {claim: value for claim, value in said.items() if value is not None}
     return jwt.encode(said, key, algorithm=algorithm, headers={"kid": name} if name else None).encode()
 
@@ -123,7 +123,7 @@ def signed_with_the_public_key() -> bytes:
         token(iss=None),
         token(aud="other"),
         token(aud=None),
-        token(nbf=int(time.time()) + 300),
+        token(nbf=int(time.time()) + 80_000),
         jwt.encode({"iss": ISSUER, "aud": AUDIENCE, "exp": 9e9}, None, algorithm="none", headers={"kid": "r"}).encode(),
         signed_with_the_public_key(),
         # Not at its end, where the last letter has bits that stand for nothing.
@@ -150,7 +150,7 @@ def test_an_expired_token_is_told_so_also_when_it_expires_while_it_is_remembered
     assert answer_to(door, "/metadata", header)[0] == 503
     assert answer_to(door, "/metadata", old)[0] == 401
     now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now + 601)
+    monkeypatch.setattr(time, "time", lambda: now + 86_401)
     status, _, body = answer_to(door, "/metadata", header)
     assert status == 401
     assert "expired" in body["error"]

@@ -4,14 +4,17 @@ import asyncio
 import json
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import numpy as np
 import pytest
+from alert_programs import serving
 from conftest import ROOT
 
 from loadtest import pages
-from loadtest.benchmark import candidates
+from loadtest.benchmark import basics, candidates
 from loadtest.benchmark.candidates import Candidate
 from loadtest.benchmark.load import Measured, closed_loop, open_loop, request_bytes
 from loadtest.benchmark.models import BenchmarkModel
@@ -56,8 +59,9 @@ async def measured(kind: str) -> Measured:
 def test_an_open_loop_sees_everybody_who_would_have_waited_for_a_stall_and_a_closed_one_does_not() -> None:
     closed, opened = asyncio.run(measured("closed")), asyncio.run(measured("open"))
 
-    assert sum(latency > 0.1 for latency in closed.latencies) == 1
-    assert sum(latency > 0.1 for latency in opened.latencies) > 30  # 200 a second, for 0.3 s
+    n_closed, n_opened = (sum(latency > 0.1 for latency in found.latencies) for found in (closed, opened))
+    assert n_opened > 30  # 200 a second, for 0.3 s
+    assert 1 <= n_closed < n_opened / 10  # one, and what a busy machine adds
     assert max(opened.latencies) > 0.35
     assert opened.failed == closed.failed == 0
 
@@ -129,6 +133,59 @@ def test_a_soak_whose_memory_grows_is_not_good() -> None:
     assert not Soak(10, 1000, Measured(), 0, instants, up_and_down_and_rising).is_good
     assert Soak(10, 1000, Measured(), 0, instants, flat_in_the_end).is_good
     assert Soak(10, 1000, Measured(), 0, instants, up_and_down).is_good
+
+
+class OneBatch(BaseHTTPRequestHandler):
+    """Puts all callers of a moment into one batch, which a row that is too short sinks."""
+
+    together = threading.Barrier(basics.CALLERS)
+    has_bad_row = threading.Event()
+
+    def do_POST(self) -> None:
+        row = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["features"]
+        if len(row) < 3:
+            self.has_bad_row.set()
+        self.together.wait(20)
+        self.send_response(500 if self.has_bad_row.is_set() else 200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_good_rows_that_go_down_with_a_bad_one_are_counted() -> None:
+    endpoint = candidates.FASTAPI_ROW
+    with serving(OneBatch) as url:
+        lost = basics.lost_beside_a_bad_row(int(url.rpartition(":")[2]), endpoint, [1.0, 2.0, 3.0])
+
+    assert lost == basics.BURSTS * (basics.CALLERS - 1)
+
+
+def test_only_a_4xx_tells_a_caller_that_the_fault_is_his() -> None:
+    answers = [[422] * len(basics.BAD), [500, 200, *[0] * (len(basics.BAD) - 2)]]
+
+    lines = basics.table(["a", "b"], answers, [0, 31]).splitlines()
+
+    assert lines[2:5] == [
+        "| a value too few | 422 | **500** |",
+        "| `null`, where no value may be missing | 422 | **answered** |",
+        "| a text | 422 | **no answer** |",
+    ]
+    assert lines[-1].endswith("| 0 of 620 | **31 of 620** |")
+
+
+def test_each_bad_row_is_asked_as_it_was_meant() -> None:
+    bodies = [body_of(candidates.QUICKSTART_ROW, [1.0, 2.0]) for body_of in basics.BAD.values()]
+
+    assert bodies[:7] == [
+        b'{"rows":[[1.0]]}',
+        b'{"rows":[[null,2.0]]}',
+        b'{"rows":[["large",2.0]]}',
+        b'{"rows":[["17.99",2.0]]}',
+        b'{"rows":[[true,2.0]]}',
+        b'{"rows":[[NaN,2.0]]}',
+        b'{"rows":[[1e999,2.0]]}',
+    ]
 
 
 def test_a_section_of_a_document_is_replaced_and_nothing_else(tmp_path: Path) -> None:

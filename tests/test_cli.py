@@ -98,7 +98,7 @@ def test_tail_follows_what_comes_until_it_is_told_to_end(models: TrainedModels, 
     log.close()
     follower.send_signal(signal.SIGINT)
 
-    assert follower.wait(20) == 0
+    assert follower.wait(60) == 0
     assert [one.ids[0] in line for one, line in zip(put, seen, strict=True)] == [True] * 3
 
 
@@ -321,7 +321,7 @@ def test_who_reads_only_the_first_lines_gets_no_complaint(models: TrainedModels,
     process.stdout.readline()
     process.stdout.close()
 
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     assert process.stderr
     assert process.stderr.read() == ""
 

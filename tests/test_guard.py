@@ -84,8 +84,8 @@ def test_what_was_gone_back_from_may_be_promoted_again_and_the_same_group_does_n
 @pytest.mark.parametrize(
     ("told", "answer"),
     [
-        (message("TabserveAccuracyLow", status="resolved"), "nothing in it is a reason to go back"),
-        (message("TabserveFeatureDrift"), "nothing in it is a reason to go back"),
+        (message("TabserveAccuracyLow", status="resolved"), "nothing in it is a reason to do anything"),
+        (message("TabserveFeatureDrift"), "nothing in it is a reason to do anything"),
         (message("TabserveAccuracyLow", model="breast_cancer", model_version="9.9.9-abcdef"), "it is about another"),
     ],
 )
@@ -112,7 +112,26 @@ def test_what_should_be_gone_back_from_and_cannot_is_asked_for_again_by_alertman
     response = httpx.post(url, json=message("TabserveErrorsHigh"))
 
     assert response.status_code == 500, "whereupon Alertmanager tries again"
-    assert "could not go back: the model" in response.json()["done"]
+    assert "was champion before and cannot answer, promote another version: the model" in response.json()["done"]
+
+
+def test_an_alert_that_it_was_told_to_pause_on_pauses_once_whoever_resumes_knows_better(
+    promoted: Path, versions: Versions
+) -> None:
+    guard = Guard(promoted, DAY, frozenset({"TabserveSegmentWorse"}))
+    name, _, version = versions.small.partition(":")
+    labels = {"severity": "warning", "model": name, "model_version": version, "segment": "city"}
+    told = json.dumps(message("TabserveSegmentWorse", **labels)).encode()
+
+    assert guard.take(told) == f"paused {versions.small}: TabserveSegmentWorse"
+    assert guard.take(told) == "it is paused already"
+    assert changes.current(promoted).paused == f"alert TabserveSegmentWorse of {versions.small}"
+    assert changes.current(promoted).champion == versions.small
+    changes.resume(promoted, "they were asked")
+    assert guard.take(told) == "that was paused for already"
+
+    assert [change.action for change in deployments.history(promoted)][2:] == ["pause", "resume"]
+    assert Guard(promoted, DAY).take(told) == "nothing in it is a reason to do anything"
 
 
 @pytest.mark.parametrize("body", [b"", b"no JSON", b"{}", b"[]", b'{"groupKey": 1, "alerts": [{}]}', b"[" * 100_000])

@@ -416,7 +416,7 @@ def test_a_million_predictions_are_joined_with_600_000_labels_in_bounded_memory(
 
     assert (n_rows, n_labelled) == (ONE_MILLION, SIX_HUNDRED_THOUSAND * 0.9)
     assert accuracy == pytest.approx(0.1 / 0.9)
-    assert cpu_seconds < 4, done.stdout
+    assert cpu_seconds < 10, done.stdout
     assert megabytes < 600, done.stdout
 
 

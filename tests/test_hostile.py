@@ -142,6 +142,28 @@ def test_bombs_of_200_mb_at_once_cost_a_worker_a_few_megabytes(service: Service)
     assert most - before < 100 * 2**20  # 16 at once have 16 MB of theirs and 16 that are inflated; one bomb has 200
 
 
+def test_requests_that_do_not_wait_for_answers_are_answered_in_order_and_too_many_of_them_end_the_connection(
+    service: Service,
+) -> None:
+    """As many as a megabyte has would cost a worker 150 MB, each time that somebody sends one."""
+    few = [head("GET", f"/nothing/{number}") for number in range(connections.WAITING + 1)]
+    with connect(service) as connection:
+        connection.sendall(b"".join(few))
+        answers = list(answers_on(connection))
+    assert [json.loads(answer.body)["error"].split()[4] for answer in answers] == [
+        f'"/nothing/{number}";' for number in range(len(few))
+    ]
+    workers = psutil.Process(service.process.pid).children(recursive=True)
+    before = sum(worker.memory_info().rss for worker in workers)
+
+    flood = b"GET / HTTP/1.1\r\n\r\n" * 60_000
+    for _ in range(5):
+        assert not ask(service, flood)
+
+    assert sum(worker.memory_info().rss for worker in workers) - before < 30 * 2**20
+    assert 'tabserve_refused_connections_total{reason="pipeline"} 5.0' in httpx.get(f"{service.url}/metrics").text
+
+
 # --- callers that are slow, or many
 
 
@@ -162,7 +184,7 @@ def test_a_head_or_a_body_that_does_not_come_is_408_however_it_trickles(service:
     for name, connection in connections.items():
         connection.sendall(unfinished[name][0])
     ends: dict[str, list[int]] = {}
-    deadline = time.monotonic() + TIMEOUT_SECONDS + 5
+    deadline = time.monotonic() + TIMEOUT_SECONDS + 30
     while connections and time.monotonic() < deadline:
         for name, connection in list(connections.items()):
             connection.settimeout(0.01)

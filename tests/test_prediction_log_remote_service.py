@@ -89,7 +89,7 @@ def test_a_bucket_that_stands_still_costs_no_request_and_no_record_and_keeps_no_
         took = time.monotonic() - asked_to_end
         assert load.statuses == {200}
         assert service.process.returncode == 0
-        assert took < 20
+        assert took < 25  # BentoML would end it by force after 30
 
     log = opened(url, tmp_path)
     wait_for(lambda: not list((tmp_path / "spool").glob("*/_open/*.arrows")))

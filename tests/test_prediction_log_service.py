@@ -137,7 +137,7 @@ def test_sigterm_under_load_loses_nothing_that_was_answered(models: TrainedModel
     with two_workers(models, tmp_path, TABSERVE_LOG_URL=url) as service, load_on(service) as load:
         wait_for(lambda: len(load.answered) > 1000)
         service.process.send_signal(signal.SIGTERM)
-        assert service.process.wait(30) == 0
+        assert service.process.wait(60) == 0
 
     found = ids_in(url)
     assert load.statuses == {200}

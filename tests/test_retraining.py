@@ -174,11 +174,13 @@ def test_a_model_that_went_stale_is_beaten_by_the_one_retrained_on_the_window_an
     ]
     assert [share for *_, share in told] == [pytest.approx(accuracy[stale.tag]), pytest.approx(accuracy[tag])]
 
-    # Those rows are judged on, and none of the window's, on which it was trained; one or two lie on the edge.
+    # Those rows are judged on, and none of the window's, on which it was trained. The window ends as long before the
+    # retraining as NOW is before this module was read: what was asked in between lies on the edge.
     before_all = replace(stale, metadata={**stale.metadata, "trained_at": (NOW - 99 * DAY).isoformat()})
     found = evaluate_log(Contenders(before_all, new), readable_place(stream.log.as_uri()), MONTH, [])
     assert found.since == datetime.fromisoformat(lineage["window"]["until"])
-    assert len(AFTER) - 2 <= len(found.pairs) <= len(AFTER)
+    n_on_the_edge = 2 + (datetime.now(UTC) - NOW) / (10 * DAY / len(AFTER))
+    assert len(AFTER) - n_on_the_edge <= len(found.pairs) <= len(AFTER)
 
 
 def test_what_is_to_be_typed_next_follows_from_what_the_test_rows_prove() -> None:
@@ -543,10 +545,10 @@ def test_a_service_whose_world_changed_is_watched_retrained_proved_and_better_af
         with (tmp_path / "said").open("wb") as out:
             monitor = subprocess.Popen(command, cwd=ROOT, env=environment(stream.home), stdout=out, stderr=out)
         try:
-            wait_for(lambda: [call for call in calls(kept) if call.outcome != "not known"], 60)
+            wait_for(lambda: [call for call in calls(kept) if call.outcome != "not known"], 180)
         finally:
             monitor.send_signal(signal.SIGTERM)
-            monitor.wait(20)
+            monitor.wait(60)
         (trigger,) = read_triggers(kept, NAME)
         assert trigger.calls[0].outcome == "succeeded", (tmp_path / "said").read_text()
         assert trigger.causes == ("quality",)
@@ -570,6 +572,7 @@ def test_a_service_whose_world_changed_is_watched_retrained_proved_and_better_af
         in_service(client, champion=challenger, challenger=None)
 
         better, versions = ask(client, piece(np.ones(1024), seed=9), stale.contract)
+        assert client.get("/metadata").json()["lineage"]["retrained_from"] == stale.tag
         client.close()
     assert versions == {challenger}
     assert better > max(gone_stale, still_stale) + 0.2

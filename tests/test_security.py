@@ -183,6 +183,31 @@ def test_https_is_answered_and_plain_http_is_not(exposed: Exposed) -> None:
         httpx.get(exposed.service.url.replace("https:", "http:") + "/health")
 
 
+@pytest.mark.parametrize(
+    ("version", "ciphers", "is_answered"),
+    [
+        (ssl.TLSVersion.TLSv1_3, None, True),
+        (ssl.TLSVersion.TLSv1_2, "ECDHE+AESGCM", True),
+        (ssl.TLSVersion.TLSv1_2, "ECDHE+CHACHA20", True),
+        (ssl.TLSVersion.TLSv1_2, "ECDHE+AES:!AESGCM:!AESCCM", False),  # CBC, with SHA-1 and SHA-256
+        (ssl.TLSVersion.TLSv1_1, "ALL:@SECLEVEL=0", False),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated")
+def test_tls_is_of_today(exposed: Exposed, version: ssl.TLSVersion, ciphers: str | None, is_answered: bool) -> None:
+    context = ssl.create_default_context(cafile=str(exposed.certificate))
+    context.minimum_version, context.maximum_version = version, version
+    if ciphers:
+        context.set_ciphers(ciphers)
+
+    with httpx.Client(verify=context) as client:
+        if is_answered:
+            assert client.get(f"{exposed.service.url}/health").is_success
+            return
+        with pytest.raises(httpx.ConnectError):
+            client.get(f"{exposed.service.url}/health")
+
+
 @pytest.mark.parametrize("missing", ["certificate.pem", "key.pem"])
 def test_files_of_tls_that_cannot_be_used_are_named(tmp_path: Path, missing: str) -> None:
     certificate, key = write_certificate(tmp_path)

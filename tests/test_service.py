@@ -253,7 +253,7 @@ def test_sigterm_lets_the_request_in_flight_finish(models: TrainedModels, tmp_pa
             connection.sendall(body[10:])
             answer = connection.recv(65536)
         assert answer.startswith(b"HTTP/1.1 200")
-        assert service.process.wait(30) == 0
+        assert service.process.wait(60) == 0
 
 
 def test_metrics_of_services_in_one_home_do_not_mix(models: TrainedModels, tmp_path: Path) -> None:

@@ -294,7 +294,7 @@ def test_the_default_records_whom_the_caller_records_and_sigterm_sends_what_wait
                 assert bad.json()["trace_id"] == f"{n:032x}"  # the caller's, although nobody records it
         assert not receiver.requests
         service.process.send_signal(signal.SIGTERM)
-        assert service.process.wait(20) == 0
+        assert service.process.wait(60) == 0
 
     assert {span.trace_id.hex() for span in receiver.spans if span.name == "POST /predict"} == set(recorded)
 
@@ -316,8 +316,8 @@ def test_a_receiver_that_is_away_or_silent_costs_no_request(models, tmp_path) ->
             wait_for(lambda: dropped(service, "queue_full") > 0 or _answers(service, 50))
             started = time.monotonic()
             service.process.send_signal(signal.SIGTERM)
-            assert service.process.wait(20) == 0
-            assert time.monotonic() - started < 15
+            assert service.process.wait(60) == 0
+            assert time.monotonic() - started < 25  # BentoML would end it by force after 30
     messages = [line["message"] for line in lines_of(service)]
     assert sum("spans cannot be sent" in message for message in messages) <= 2
     assert not [line for line in lines_of(service) if line["logger"].startswith("opentelemetry")]

@@ -4,10 +4,12 @@
     - id: 5b0c9d41f2aa
       name: shop
       scopes: [predict, feedback]
-      salt: 0f6a…                          # 16 bytes, hex
-      hash: 91c3…                          # BLAKE2b of the secret, keyed with the salt, 32 bytes, hex
       created: '2026-11-26T11:40:12+00:00'
       expires: '2027-02-24T11:40:12+00:00'
+      salt: 0f6a…                          # 16 bytes, hex
+      hash: 91c3…                          # BLAKE2b of the secret, keyed with the salt, 32 bytes, hex
+
+The hash is last, so that of a file that was cut off no key is read without its expiry.
 
 A secret is 256 random bits: nobody guesses one from its hash, however fast that is. A slow hash is for passwords, and
 would cost more than a prediction.
@@ -48,10 +50,10 @@ class ApiKey(BaseModel):
     id: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{12}$")]
     name: Name
     scopes: tuple[str, ...] = Field(min_length=1)
-    salt: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")] = Field(repr=False)
-    hash: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] = Field(repr=False)
     created: AwareDatetime
     expires: AwareDatetime | None = None
+    salt: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")] = Field(repr=False)
+    hash: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] = Field(repr=False)
 
     @field_validator("scopes")
     @classmethod

@@ -39,21 +39,25 @@ def credential_of(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
     """What a request shows: the first `X-API-Key` or `Authorization: Bearer`; None where there is neither."""
     for name, value in headers:
         if name == b"x-api-key":
-            return value
+            return value.strip()  # spaces after a value are none of it (RFC 9110, 5.5), and uvicorn leaves them
         if name == b"authorization" and value[:7].lower() == b"bearer ":
             return value[7:].strip()
     return None
 
 
-@lru_cache(maxsize=4096)  # parsing an IPv6 address takes as long as everything else here
+@lru_cache(maxsize=4096)  # parsing an address takes as long as everything else here
 def counted_address(address: str) -> str:
-    """What the requests of an address are counted below: itself, or its network of IPv6."""
-    if ":" not in address:
-        return address
+    """What the requests of an address are counted below: itself, or its network of IPv6.
+
+    What is no address, as a proxy may pass on, is "" whatever it says: else it could be made up for each request, or be
+    the name of a key.
+    """
     try:
-        parsed = ipaddress.IPv6Address(address.partition("%")[0])
+        parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
-        return address
+        return ""
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return str(parsed)
     if parsed.ipv4_mapped is not None:
         return str(parsed.ipv4_mapped)
     return str(ipaddress.IPv6Network((parsed, _NETWORK_BITS), strict=False))

@@ -21,6 +21,7 @@ Recognize = Callable[[bytes], Caller | None]
 
 # RFC 6750, section 3: the scheme under which both keys and tokens are taken.
 CHALLENGE = 'Bearer realm="tabserve"'
+UNKNOWN = 401  # nobody is recognized, or nobody any more
 
 
 class Gate:
@@ -72,7 +73,9 @@ class Gate:
             return None
         refused = self._unless_allowed(scope, needed_scope(path)) if self._recognize else None
         if self._buckets is not None:
-            wait = self._buckets.take(_counted(scope))
+            # Whoever has found an expired key or token must not use up what its owner may ask.
+            is_known = refused is None or refused.status != UNKNOWN
+            wait = self._buckets.take(_counted(scope) if is_known else _address(scope))
             if wait > 0:
                 return self._too_many(self._buckets.limit, wait)
         return refused
@@ -102,7 +105,7 @@ class Gate:
         if caller.expires is not None and caller.expires <= time.time():
             self._observer.access_refused("expired")
             return HttpError(
-                401,
+                UNKNOWN,
                 f"The key or token has expired, on {datetime.fromtimestamp(caller.expires, UTC):%Y-%m-%d %H:%M:%S} "
                 "UTC; ask for another one.",
                 headers={"www-authenticate": f'{CHALLENGE}, error="invalid_token", error_description="expired"'},
@@ -120,7 +123,7 @@ class Gate:
         """Says the same to all of whom nothing is known: a difference would be a hint."""
         self._observer.access_refused(reason)
         return HttpError(
-            401,
+            UNKNOWN,
             "Expected a key or token that is known here, in X-API-Key or in Authorization: Bearer.",
             headers={"www-authenticate": CHALLENGE},
         )
@@ -134,7 +137,9 @@ class Gate:
 def _counted(scope: Scope) -> str:
     """What the request counts for: who was recognized, else the address that it came from."""
     who: str | None = scope.get("tabserve.who")
-    if who is not None:
-        return who
+    return who if who is not None else _address(scope)
+
+
+def _address(scope: Scope) -> str:
     client = scope.get("client")
     return counted_address(client[0]) if client else ""

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import httpx
+
 from tabserve.access.api_keys import KeyRing
 from tabserve.access.callers import Caller
 from tabserve.access.gate import Gate, Recognize
@@ -94,6 +96,18 @@ def open_gate(settings: Settings, observer: Observer, buckets: Path | None = Non
     return Gate(observer, recognize=recognize, reloaded=reloaded, limit=limit, of_workers=of_workers, shared=shared)
 
 
+def believed_proxies(settings: Settings) -> str:
+    """The trusted proxies as uvicorn wants to be told of them.
+
+    Those of IPv4 twice: who listens on `::` is told ::ffff:10.0.0.1 of a proxy that has 10.0.0.1.
+    """
+    networks = [ipaddress.ip_network(network) for network in settings.trusted_proxies]
+    mapped = [
+        f"::ffff:{network.network_address}/{network.prefixlen + 96}" for network in networks if network.version == 4
+    ]
+    return ",".join([*settings.trusted_proxies, *mapped])
+
+
 def _has_keys(settings: Settings) -> bool:
     return settings.api_keys_file is not None or settings.jwks is not None
 
@@ -146,12 +160,15 @@ def _tokens(settings: Settings, observer: Observer) -> "tuple[BearerTokens, Relo
 
 def _issuers_url(url: str) -> str:
     """The address, where nobody on the way can put keys of his own in."""
-    parts = urlsplit(url)
+    try:
+        parts = httpx.URL(url)
+    except httpx.InvalidURL:  # which repeats what stood there, a password perhaps
+        raise BadSettingError("TABSERVE_JWKS is no address such as https://issuer.example/jwks.json") from None
     if parts.username or parts.password:
         raise BadSettingError("TABSERVE_JWKS has a user or a password in it; a JWKS is public, leave them out")
-    if parts.scheme == "https" and parts.hostname:
+    if parts.scheme == "https" and parts.host:
         return url
-    if parts.scheme == "http" and parts.hostname in ("127.0.0.1", "::1", "localhost"):
+    if parts.scheme == "http" and parts.host in ("127.0.0.1", "::1", "localhost"):
         return url
     raise BadSettingError(
         f"TABSERVE_JWKS is {url!r}; expected a file or an https:// address (http:// only on this machine, elsewhere "

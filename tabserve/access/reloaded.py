@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from stat import S_ISREG
 from typing import Generic, Protocol, TypeVar
 
 import httpx
@@ -59,6 +60,8 @@ class FileSource:
             seen = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
             if seen == self._seen:
                 return None
+            if not S_ISREG(stat.st_mode):  # a pipe would keep whoever reads it waiting, for ever
+                raise UnusableError("it is no file")
             if stat.st_size > MOST_BYTES:
                 raise UnusableError(f"it has {stat.st_size} bytes, expected at most {MOST_BYTES}")
             content = self._path.read_bytes()
@@ -96,7 +99,7 @@ class UrlSource:
                     content += piece
                     if len(content) > MOST_BYTES or time.monotonic() - self._asked > FETCH_SECONDS:
                         raise UnusableError(f"it does not end within {MOST_BYTES} bytes and {FETCH_SECONDS:g} s")
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, ValueError) as error:  # the second for a name that no host can have
             raise UnusableError(f"it does not answer ({type(error).__name__})") from error
         self._has_failed = False
         return bytes(content)

@@ -2,30 +2,36 @@
 
 The file is a table of 16 bytes for a bucket: a hash of who asks, and when the bucket is full again, by the clock that
 all processes of a machine share. A caller's bucket is one of the eight of a set, which his hash names. Where all eight
-are others' it takes the place of the one that is full first, so that who is refused is never forgotten for others.
+are others' it takes the place of the one that is full first: who is refused is forgotten only where eight others of
+his set are refused too. The hash has a key that is made with the file, so nobody finds addresses that share a set, to
+have them forget each other in turn.
 """
 
 import fcntl
 import hashlib
 import mmap
+import secrets
 import struct
 import time
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
-from tabserve.access.rate_limit import RateLimit
+from tabserve.access.rate_limit import RateLimit, taken
 
+_KEY_BYTES = 16  # at the start of the file
 _WAYS = 8  # of a set; they are read in one go
 _SETS = 2**13  # so 65,536 callers, as many as one process remembers
 _BUCKET = struct.Struct("=Qd")
 _SET = struct.Struct("=" + _WAYS * "Qd")
+_FILE_BYTES = _KEY_BYTES + _SETS * _SET.size
 
 
 def make_bucket_file(path: Path) -> None:
     """Makes the file, all of whose buckets are full."""
     with path.open("wb") as file:
-        file.truncate(_SETS * _SET.size)
+        file.write(secrets.token_bytes(_KEY_BYTES))
+        file.truncate(_FILE_BYTES)
 
 
 class WorkerBuckets:
@@ -40,27 +46,25 @@ class WorkerBuckets:
         self._ahead = limit.ahead
         self._clock = clock
         self._file = path.open("r+b")
-        self._table = mmap.mmap(self._file.fileno(), _SETS * _SET.size)
+        self._table = mmap.mmap(self._file.fileno(), _FILE_BYTES)
+        # Remembered: making it takes as long as all the rest of a take.
+        self._place = lru_cache(maxsize=4096)(partial(_place, self._table[:_KEY_BYTES]))
 
     def take(self, who: str) -> float:
         """As `Buckets.take`."""
-        name, offset = _place(who)
+        name, offset = self._place(who)
         fcntl.flock(self._file, fcntl.LOCK_EX)
         try:
-            now = self._clock()
             place, full_at = self._find(name, offset)
-            full_at = max(full_at, now)
-            wait = full_at - now - self._ahead
-            if wait > 0:
-                return wait
-            _BUCKET.pack_into(self._table, place, name, full_at + self._interval)
+            full_at, wait = taken(full_at, self._clock(), self._interval, self._ahead)
+            _BUCKET.pack_into(self._table, place, name, full_at)
         finally:
             fcntl.flock(self._file, fcntl.LOCK_UN)
-        return 0.0
+        return wait
 
     def give_back(self, who: str) -> None:
         """As `Buckets.give_back`."""
-        name, offset = _place(who)
+        name, offset = self._place(who)
         fcntl.flock(self._file, fcntl.LOCK_EX)
         try:
             place, full_at = self._find(name, offset)
@@ -79,8 +83,7 @@ class WorkerBuckets:
         return offset + full_at.index(min(full_at)) * _BUCKET.size, 0.0
 
 
-@lru_cache(maxsize=4096)  # making it takes as long as all the rest of a take
-def _place(who: str) -> tuple[int, int]:
+def _place(key: bytes, who: str) -> tuple[int, int]:
     """What a caller is called in the file, and where his set begins."""
-    name = int.from_bytes(hashlib.blake2b(who.encode(), digest_size=8).digest(), "little")
-    return name, name % _SETS * _SET.size
+    name = int.from_bytes(hashlib.blake2b(who.encode(), key=key, digest_size=8).digest(), "little")
+    return name, _KEY_BYTES + name % _SETS * _SET.size

@@ -29,7 +29,7 @@ def add_audit_commands(commands: Commands) -> None:
 
 
 def audit_verify(options: Options) -> int:
-    log = _log(options)
+    log = _log(options, may_be_gone=options.has is not None)
     n_lines, newest, is_there = 0, "", options.has is None
     try:
         for line in log.checked():
@@ -39,7 +39,7 @@ def audit_verify(options: Options) -> int:
         say(f"tampered: {error}")
         return TAMPERED
     if not is_there:
-        say(f"tampered: no line of {log.path} has the hash {options.has}, it was cut or written anew")
+        say(f"tampered: no line of {log.path} has the hash {options.has}, it was cut, written anew or taken away")
         return TAMPERED
     say(f"whole: {n_lines} lines in {log.path}" + (f", the newest has the hash {newest}" if newest else ""))
     return 0
@@ -56,14 +56,14 @@ def audit_tail(options: Options) -> int:
     return 0
 
 
-def _log(options: Options) -> ChainedLog:
+def _log(options: Options, *, may_be_gone: bool = False) -> ChainedLog:
     if options.file is None:
         from tabserve import model_store  # here, because it imports BentoML, which takes a second
 
         log = audit_log(Settings.from_environment(), model_store.home())
     else:
         log = ChainedLog(options.file)
-    if not log.path.exists():
+    if not log.path.exists() and not may_be_gone:
         raise BadQuestionError(f"there is no {log.path}; nothing was recorded there yet, or --file names another")
     return log
 

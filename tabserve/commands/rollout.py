@@ -38,9 +38,12 @@ def add_rollout_commands(commands: Commands) -> None:
     add_command(commands, "history", show_history, "Every change of the rollout: when, who, from, to, why")
     _add_changes(commands)
     _add_challengers(commands)
-    back = add_command(commands, "guard", guard, "Roll back by itself, where Alertmanager's webhook says so")
+    back = add_command(commands, "guard", guard, "Roll back or pause by itself, where Alertmanager's webhook says so")
     back.add_argument("--listen", type=_address, default=ADDRESS, metavar="HOST:PORT", help=f"(default: {ADDRESS})")
     back.add_argument("--within", default="24h", metavar="24h", help="so long after a promotion (default: 24h)")
+    back.add_argument(
+        "--pause-on", action="append", default=[], metavar="ALERT", help="pause in place of it where this alert rings"
+    )
 
 
 def _add_changes(commands: Commands) -> None:
@@ -116,13 +119,15 @@ def show_history(_options: Options) -> int:
         from tabserve.deployments import history
 
         for change in history(home):
-            before = _shown(change.before) if change.before else "nothing"
-            say(f"{change.time[:19]}  {change.who}  {change.action}", f"    {before} -> {_shown(change.after)}")
+            before, after = _shown(change.before), _shown(change.after)
+            say(f"{change.time[:19]}  {change.who}  {change.action}", f"    {before} -> {after}")
             say(f"    {change.why}")
     return 0
 
 
-def _shown(state: RolloutState) -> str:
+def _shown(state: RolloutState | None) -> str:
+    if state is None:
+        return "nothing"
     of = state.challenger
     by = f" by {of.by}" if of and of.by else ""
     return (
@@ -138,6 +143,8 @@ def _shown(state: RolloutState) -> str:
 def promote(options: Options) -> int:
     if options.needs is None and options.why is None:
         raise BadQuestionError("say why, for the history: --why TEXT; or have it proved: --needs better")
+    if options.needs is None and (options.data or options.log_url):
+        raise BadQuestionError("--data and --log-url are for a proof: say --needs better, or leave them out")
     with _refusals_named() as home:
         from tabserve.lifecycle import changes
 
@@ -284,7 +291,11 @@ def guard(options: Options) -> int:
     with _refusals_named() as home:
         from tabserve.lifecycle.guard import Guard, server
 
-        listening = server(Guard(home, length_of(options.within)), host, port)
+        guarded = Guard(home, length_of(options.within), frozenset(options.pause_on))
+        try:
+            listening = server(guarded, host, port)
+        except OSError as error:
+            raise OSError(f"{host}:{port} cannot be listened on: {error.strerror or error}") from error
     is_over = over_with_ctrl_c()
     threading.Thread(target=listening.serve_forever, name="guard", daemon=True).start()
     say(f"guarding the champion of {home}, http://{host}:{listening.server_address[1]}")

@@ -1,4 +1,5 @@
-"""Goes back by itself: receives Alertmanager's webhook, and rolls a version back that was promoted not long ago.
+"""Goes back by itself: receives Alertmanager's webhook, and rolls a version back that was promoted not long ago; or
+pauses, where an alert rings of which that was said before.
 
 Alertmanager sends the same alert again and again, and once more when nobody answered 2xx; so what was done for a group
 of alerts and a version is noted in the deployment history, and is not done twice, after a restart neither. Only a
@@ -37,36 +38,55 @@ class BadMessageError(Exception):
 
 @dataclass(frozen=True)
 class Guard:
-    """What goes back, and for how long after a promotion."""
+    """What goes back, and for how long after a promotion; and on which alerts it pauses, of whatever answers."""
 
     home: Path
     within: timedelta
+    pause_on: frozenset[str] = frozenset()
 
     def take(self, message: bytes) -> str:
         """Does what a message asks for, if anything, and says what that was.
 
         Raises:
             BadMessageError: where it is no message of Alertmanager's.
-            OSError, BadRolloutError, ModelRefusedError, BrokenChainError: where it should be gone back, and could not.
+            OSError, BadRolloutError, ModelRefusedError, BrokenChainError: where something should be done, and could not
+                be.
         """
         try:
             content = json.loads(message)
             group = str(content["groupKey"])
             firing = [alert for alert in content["alerts"] if alert["status"] == "firing"]
-            ringing = [Ringing.of(alert) for alert in firing if _is_a_reason(alert["labels"])]
+            ringing = [Ringing.of(alert) for alert in firing if self._is_a_reason(alert["labels"])]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BadMessageError(
                 f"expected a message of Alertmanager's webhook, version 4, with groupKey and alerts ({error!r})"
             ) from error
         if not ringing:
-            return "nothing in it is a reason to go back"
+            return "nothing in it is a reason to do anything"
         state = read_rollout(self.home / ROLLOUT_FILE)
         if state is None:
             return "no version was promoted yet"
         meant = [one for one in ringing if _is_about(one.labels, state.champion)]
         if not meant:
             return f"it is about another version than {state.champion}, which answers"
-        return self._go_back(state.champion, meant, f"{group} {state.champion}")
+        key = f"{group} {state.champion}"
+        grave = [one.labels["alertname"] for one in meant if one.labels["alertname"] in self.pause_on]
+        if grave and state.paused is not None:
+            return "it is paused already"
+        if grave:
+            return self._pause(state.champion, grave[0], f"pause {key}")
+        return self._go_back(state.champion, meant, key)
+
+    def _is_a_reason(self, labels: dict[str, Any]) -> bool:
+        """A warning is of one replica, and so no reason to go back everywhere."""
+        name = labels["alertname"]
+        return name in self.pause_on or (name in ALERTS and labels.get("severity", "critical") == "critical")
+
+    def _pause(self, champion: str, alert: str, key: str) -> str:
+        if any(change.key == key for change in deployments.happened(self.home)):
+            return "that was paused for already"  # whoever resumed since knows better
+        changes.pause(self.home, f"alert {alert} of {champion}", key=key)
+        return f"paused {champion}: {alert}"
 
     def _go_back(self, champion: str, ringing: list["Ringing"], key: str) -> str:
         done = deployments.happened(self.home)
@@ -101,11 +121,6 @@ class Ringing:
         return cls(alert["labels"], since if since is None or since.tzinfo else since.replace(tzinfo=UTC))
 
 
-def _is_a_reason(labels: dict[str, Any]) -> bool:
-    """A warning is of one replica, and so no reason to go back everywhere."""
-    return labels["alertname"] in ALERTS and labels.get("severity", "critical") == "critical"
-
-
 def _is_about(labels: dict[str, Any], champion: str) -> bool:
     """Of a version where the alert names one, else of whatever answers."""
     if "model_version" not in labels:
@@ -114,7 +129,8 @@ def _is_about(labels: dict[str, Any], champion: str) -> bool:
 
 
 def _came(change: deployments.Change, champion: str) -> bool:
-    return change.after.champion == champion and (change.before is None or change.before.champion != champion)
+    before, after = (state.champion if state else None for state in (change.before, change.after))
+    return after == champion != before
 
 
 def server(guard: Guard, host: str, port: int) -> ThreadingHTTPServer:
@@ -134,7 +150,7 @@ def server(guard: Guard, host: str, port: int) -> ThreadingHTTPServer:
             except BadMessageError as error:
                 self._say(400, str(error))
             except (OSError, BadRolloutError, ModelRefusedError, BrokenChainError) as error:
-                self._say(500, f"could not go back: {error}")
+                self._say(500, f"could not be done: {error}")
 
         def _say(self, status: int, sentence: str) -> None:
             logger.log(logging.INFO if status == 200 else logging.ERROR, "%s", sentence)
