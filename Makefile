@@ -50,7 +50,7 @@ train: .venv/training.installed ## train the built-in model (another table: .ven
 	@$(BIN)/python train.py
 
 .PHONY: test
-test: .venv/dev.installed ## install what is missing and run every test
+test: .venv/dev.installed ## install what is missing and run the tests, but those of deploy/ (check-deploy) and of the image (test-image)
 	@$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not alone and not deploy and not image"
 	@$(BIN)/pytest -m alone
 

@@ -22,6 +22,7 @@ from tabserve.audit import NoAuditError
 from tabserve.bodies import unwrapped
 from tabserve.build import BASE_IMAGE
 from tabserve.contract import MAX_ROWS, Rows
+from tabserve.engine import finite
 from tabserve.http_api import BENTOML_API
 from tabserve.json_logs import configure_logging
 from tabserve.model_store import ModelRefusedError, StoredModel
@@ -244,7 +245,7 @@ def predictions_of(model: ServedModel, rows: list[Row]) -> list[Prediction]:
     started = time.perf_counter()
     values = np.stack([row.values for row in rows])
     contract = model.loaded.contract
-    scores = model.loaded.engine.predict(values)
+    scores = finite(model.loaded.engine.predict(values))
     said = [
         Prediction(prediction_id=str(uuid7()), model_version=model.tag, **outcome)
         for outcome in outcomes(contract, scores)

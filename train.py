@@ -66,6 +66,14 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--estimator", metavar="MODULE:FUNCTION", help="returns your own unfitted scikit-learn Pipeline"
     )
     parser.add_argument("--engine", choices=["auto", "scikit-learn"], default="auto", help="auto: ONNX where it agrees")
+    parser.add_argument(
+        "--limitation",
+        type=sentence,
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="what it is not for, in its card and in /metadata; again for each",
+    )
     parser.add_argument("--min-accuracy", type=number, metavar="X", help="on the test rows (built-in table: 0.92)")
     parser.add_argument("--min-roc-auc", type=number, metavar="X")
     parser.add_argument("--max-mae", type=number, metavar="X")
@@ -91,6 +99,12 @@ def model_name(text: str) -> str:
     return text
 
 
+def sentence(text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"expected a sentence in one line, got {text!r}")
+    return text.strip()
+
+
 def number(text: str) -> float:
     if not math.isfinite(float(text)):
         raise argparse.ArgumentTypeError(f"expected a finite number, got {text!r}")
@@ -110,6 +124,7 @@ def arguments_of(options: argparse.Namespace) -> Arguments:
         rules=read_rules(options.rules) if options.rules else {},
         estimator=options.estimator,
         engine=options.engine,
+        limitations=tuple(options.limitation),
         gates=Gates(min_accuracy, options.min_roc_auc, options.max_mae, options.max_latency_ms),
         seed=pipelines.SEED,
     )

@@ -66,6 +66,7 @@ class About:
                 "metrics": {part: metadata[f"{part}_metrics"] for part in ("test", "train", "baseline")},
                 "cross_validation": metadata["cv"],
                 "dataset": metadata["dataset"],
+                "lineage": metadata.get("lineage"),  # of a model that was retrained: which of the logged rows
                 "environment": metadata["environment"],
                 "git_commit": metadata["git_commit"],
                 "build": await asyncio.to_thread(this_build),  # reads a file, the first time

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from tabserve.contract import MAX_ROWS, Rows
-from tabserve.engine import Scores
+from tabserve.engine import Scores, finite
 from tabserve.service_time import ServiceTime
 
 Predict = Callable[[Rows], Scores]
@@ -323,7 +323,7 @@ class Batcher:
         started = self._clock()
         rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
         try:
-            scores = self._predict(rows)
+            scores = finite(self._predict(rows))
         except Exception as error:  # noqa: BLE001  # it belongs to the callers at fault
             if len(parts) == 1:
                 return _Outcome([error], failure="raised")

@@ -16,13 +16,13 @@ FOUND = "found"  # the action of a line about a file that is not as the line bef
 
 @dataclass(frozen=True)
 class Change:
-    """One line of the deployment history; the states are as in the rollout file, None where there was none."""
+    """One line of the deployment history; the states are as in the rollout file, None where there was no file."""
 
     time: str
     who: str
     action: str
     before: RolloutState | None
-    after: RolloutState
+    after: RolloutState | None
     why: str
     key: str | None
     """What asked for it, where the same may ask twice."""
@@ -45,7 +45,7 @@ def history(home: Path) -> list[Change]:
             line["who"],
             line["action"],
             RolloutState.model_validate(line["from"]) if line["from"] else None,
-            RolloutState.model_validate(line["to"]),
+            RolloutState.model_validate(line["to"]) if line["to"] else None,
             line["why"],
             line.get("key"),
         )
@@ -80,13 +80,19 @@ def champions_before(changes: list[Change]) -> list[str]:
     """
     before: list[str] = []
     for change in changes:
-        if change.before is None or change.before.champion == change.after.champion:
-            continue
-        if change.action == "rollback" and before:
+        old, new = (state.champion if state else None for state in (change.before, change.after))
+        is_back_again = old is None and before[-1:] == [new]  # the file was gone, and says the same again
+        if is_back_again or (change.action == "rollback" and old != new and before):
             before.pop()
-        else:
-            before.append(change.before.champion)
+        elif old is not None and old != new:
+            before.append(old)
     return before
+
+
+def last_champion(changes: list[Change]) -> str | None:
+    """The champion that a history names last, whether the rollout file is still there or not."""
+    states = (state for change in reversed(changes) for state in (change.after, change.before) if state is not None)
+    return next((state.champion for state in states), None)
 
 
 def stood(done: list[Change], champion: str, challenger: Challenger) -> tuple[datetime, datetime | None] | None:
@@ -98,7 +104,8 @@ def stood(done: list[Change], champion: str, challenger: Challenger) -> tuple[da
     """
     found: tuple[datetime, datetime | None] | None = None
     for change in done:
-        is_there = (change.after.champion, change.after.challenger) == (champion, challenger)
+        now = change.after
+        is_there = now is not None and (now.champion, now.challenger) == (champion, challenger)
         is_open = found is not None and found[1] is None
         if is_there and not is_open:
             found = datetime.fromisoformat(change.time), None

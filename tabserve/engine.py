@@ -37,6 +37,17 @@ class Engine(Protocol):
         """Scores for rows of shape (n, features), in the same order. Thread-safe, one thread a call."""
 
 
+def finite(scores: Scores) -> Scores:
+    """The same scores, which may go to a caller.
+
+    Raises:
+        RuntimeError: where one is no finite number: JSON has none, and the label beside it would mean nothing.
+    """
+    if not np.isfinite(scores).all():
+        raise RuntimeError("the model gave a score that is no finite number")
+    return scores
+
+
 class Parity(BaseModel):
     """What comparing the compiled model with scikit-learn found: on the rows of the table, and on probes."""
 

@@ -17,7 +17,7 @@ from typing import Protocol
 from tabserve import model_store
 from tabserve.assignment import Split
 from tabserve.chained_log import BrokenChainError
-from tabserve.deployments import champions_before, happened
+from tabserve.deployments import champions_before, happened, history, last_champion
 from tabserve.model_store import ModelRefusedError
 from tabserve.rollout import InService, Rollout
 from tabserve.rollout_state import BadRolloutError, Challenger, RolloutState, read_rollout
@@ -119,9 +119,11 @@ class Follower:
 
     def _have_standby(self) -> None:
         """Loads the champion before this one, which after a start the deployment history alone knows."""
-        tag = "before"
+        tag, home = "before", self._path.parent
         try:
-            earlier = champions_before(happened(self._path.parent))
+            if self._attempt.content is None and (lost := last_champion(history(home))):
+                logger.warning("%s is gone, in which %s was champion: another may answer now", self._path, lost)
+            earlier = champions_before(happened(home))
             with self._lock:
                 if not earlier or self._standby is not None:
                     return
@@ -175,7 +177,7 @@ class Follower:
             raise BadRolloutError(f"{self._path} cannot be read: {content}")
         try:
             return RolloutState.parse(content.decode("utf-8"), self._path)
-        except (UnicodeDecodeError, RecursionError) as error:
+        except UnicodeDecodeError as error:
             raise BadRolloutError(f"{self._path} is no YAML; expected `champion: name:version`") from error
 
     def _made(self, state: RolloutState, attempt: _Attempt) -> tuple[InService | None, str | None]:

@@ -40,7 +40,7 @@ class Challenger(BaseModel):
 
     model: str
     mode: Mode
-    share: float = Field(gt=0, le=100)
+    share: float = Field(gt=0, le=100, strict=True)
     """Percent of the requests."""
     by: str | None = None
     """What a choice is sticky by: a feature, or `header:<name>`; None for chance."""
@@ -104,14 +104,15 @@ class RolloutState(BaseModel):
             BadRolloutError: where it is none.
         """
         try:
-            return cls.model_validate(yaml.safe_load(text), strict=False)
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            where = f" at line {mark.line + 1}" if mark else ""
-            raise BadRolloutError(f"{name} is no YAML{where}; expected `champion: name:version`") from error
+            return cls.model_validate(yaml.safe_load(text))
         except ValidationError as error:
             faults = "; ".join(_fault(one) for one in error.errors(include_url=False))
             raise BadRolloutError(f"{name} cannot be used: {faults}; expected `champion: name:version`") from error
+        # PyYAML lets through what Python says of a 13th month, of 5000 digits, of a thousand brackets.
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f" at line {mark.line + 1}" if mark else ""
+            raise BadRolloutError(f"{name} is no YAML{where}; expected `champion: name:version`") from error
 
     def save(self, path: Path) -> None:
         """Writes the file in one step. Who changes it holds the lock of tabserve.lifecycle.changes."""
@@ -155,5 +156,5 @@ def _fault(error: Any) -> str:
         return f"{where} is no key of it"
     if error["type"] == "model_type":
         return f"{where} has no keys"
-    got = f", got {error['input']:g}" if isinstance(error["input"], int | float) else ""
+    got = f", got {str(error['input'])[:20]}" if isinstance(error["input"], int | float) else ""
     return f"{where}: {error['msg'].removeprefix('Value error, ').replace('Input should be', 'expected')}{got}"

@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 
 import numpy as np
@@ -26,7 +25,6 @@ class ServedModel:
     reader: RowReader
     bodies: BodyReader
     labels: LabelReader
-    ready_since: datetime
     warm_up_times: list[tuple[int, float]]
     """Rows and seconds of the batches that it was warmed up with."""
 
@@ -43,7 +41,7 @@ def made_ready(model: LoadedModel, settings: Settings) -> ServedModel:
     """
     times = warm_up(model)
     reader = RowReader(model.contract, strict=settings.strict_ranges)
-    return ServedModel(model, reader, BodyReader(reader), LabelReader(model.contract), datetime.now(UTC), times)
+    return ServedModel(model, reader, BodyReader(reader), LabelReader(model.contract), times)
 
 
 def warm_up(model: LoadedModel) -> list[tuple[int, float]]:

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from tabserve.contract import MAX_ROWS
-from tabserve.engine import Scores
+from tabserve.engine import Scores, finite
 from tabserve.prediction_log import PredictionLog, Predictions
 from tabserve.prediction_log.faults import Fault
 from tabserve.prediction_log.predictions import SHADOW
@@ -109,7 +109,7 @@ class Shadow:
         rows = np.concatenate([one.rows for one in batch])
         started = time.perf_counter()
         try:
-            scores = self.model.loaded.engine.predict(rows)
+            scores = finite(self.model.loaded.engine.predict(rows))
             if len(scores) != len(rows):
                 raise RuntimeError(f"the engine gave {len(scores)} scores for {len(rows)} rows")  # noqa: TRY301
         except Exception as error:  # noqa: BLE001  # whatever it was, callers are answered as ever

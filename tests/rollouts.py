@@ -58,6 +58,8 @@ class Moody(LogisticRegression):
         while mood == "hangs" and path.read_text() == "hangs":
             time.sleep(0.01)
         scores = super().predict_proba(rows)
+        if mood == "no number":
+            scores[:, 0] = float("nan")
         return scores[:, ::-1] if mood == "lies" else scores
 
 def small():

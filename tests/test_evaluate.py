@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,7 +22,7 @@ from test_quality import write_labels
 
 from tabserve import cli, deployments, model_store
 from tabserve.contract import Contract, Feature, Rows
-from tabserve.engine import Engine, Scores
+from tabserve.engine import Engine, OnnxEngine, Scores, SklearnEngine
 from tabserve.history.records import opened, readable_place
 from tabserve.history.window import BadQuestionError, last
 from tabserve.lifecycle import changes
@@ -308,6 +308,37 @@ def test_the_commands_compare_with_the_champion_of_the_rollout_file(
     ):
         caplog.clear()
         assert cli.main([*arguments, *where] if "--log-url" not in arguments else arguments) == 2
+        assert sentence in caplog.text
+
+
+def raising(rows: np.ndarray) -> np.ndarray:
+    raise RuntimeError("in no mood")
+
+
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        (raising, "RuntimeError: in no mood"),
+        (lambda rows: np.full((len(rows), 3), np.nan), "no finite number"),
+        (lambda rows: np.ones((len(rows) - 1, 3)), "scores for"),
+    ],
+)
+def test_a_model_that_fails_on_the_rows_is_a_sentence_and_no_verdict(
+    two_versions: tuple[Path, str, str],
+    said: Callable[[np.ndarray], np.ndarray],
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    folder, first, second = two_versions
+    RolloutState(champion=first).save(folder / "home" / "rollout.yaml")
+    for engine in (OnnxEngine, SklearnEngine):
+        monkeypatch.setattr(engine, "predict", lambda _, rows: said(rows))
+
+    for arguments in (["evaluate", second], ["promote", second, "--needs", "better"], ["replay", second]):
+        caplog.clear()
+        assert cli.main([*arguments, "--log-url", (folder / "log").as_uri()]) == 2
+        assert f"{first} fails on these rows (" in caplog.text
         assert sentence in caplog.text
 
 

@@ -112,7 +112,7 @@ def test_what_should_be_gone_back_from_and_cannot_is_asked_for_again_by_alertman
     response = httpx.post(url, json=message("TabserveErrorsHigh"))
 
     assert response.status_code == 500, "whereupon Alertmanager tries again"
-    assert "could not be done: the model" in response.json()["done"]
+    assert "was champion before and cannot answer, promote another version: the model" in response.json()["done"]
 
 
 def test_an_alert_that_it_was_told_to_pause_on_pauses_once_whoever_resumes_knows_better(

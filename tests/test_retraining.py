@@ -572,6 +572,7 @@ def test_a_service_whose_world_changed_is_watched_retrained_proved_and_better_af
         in_service(client, champion=challenger, challenger=None)
 
         better, versions = ask(client, piece(np.ones(1024), seed=9), stale.contract)
+        assert client.get("/metadata").json()["lineage"]["retrained_from"] == stale.tag
         client.close()
     assert versions == {challenger}
     assert better > max(gone_stale, still_stale) + 0.2

@@ -324,6 +324,28 @@ def test_what_somebody_wrote_by_hand_is_noticed_by_the_next_change(home: Path, v
     assert changes.rollback(home, "back").champion == versions.small
 
 
+def test_a_file_that_is_gone_is_no_reason_to_forget_its_champion(
+    home: Path, versions: Versions, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    changes.promote(home, versions.moody, "the first one")
+    changes.promote(home, versions.first, "better")
+    (home / ROLLOUT_FILE).unlink()
+
+    for arguments in (("rollback",), ("pause", "--why", "wrong answers"), ("stop",)):
+        assert command(capsys, *arguments) == (2, "")
+    assert f"is gone, in which {versions.first} was champion: `tabserve promote {versions.first} --why" in caplog.text
+    assert command(capsys, "models")[1].count("last champion") == 1
+
+    changes.promote(home, versions.small, "the next one")
+    assert [change.action for change in deployments.history(home)] == ["promote", "promote", "found", "promote"]
+    assert f"{versions.first} -> nothing" in command(capsys, "history")[1]
+    assert changes.rollback(home, "back").champion == versions.first
+
+    (home / ROLLOUT_FILE).unlink()
+    changes.promote(home, versions.first, "as it was")
+    assert changes.rollback(home, "back").champion == versions.moody, "and not the champion itself"
+
+
 def test_a_file_that_cannot_be_used_is_not_written_over(home: Path, versions: Versions) -> None:
     changes.promote(home, versions.first, "the first one")
     (home / ROLLOUT_FILE).write_text(f"champion: {versions.first}\nchallanger: typo\n")
@@ -346,6 +368,15 @@ def test_a_file_that_cannot_be_used_is_not_written_over(home: Path, versions: Ve
             "mode: expected 'shadow', 'canary' or 'ab'",
         ),
         ("champion: a:1\nchallenger: {model: b:1, mode: ab, share: 5}", "an A/B test needs `by`"),
+        (
+            "champion: a:1\nchallenger: {model: b:1, mode: canary, share: true}",
+            "share: expected a valid number, got True",
+        ),
+        ("champion: a:1\nchallenger: {model: b:1, mode: canary, share: '5'}", "share: expected a valid number"),
+        (f"champion: a:1\nchallenger: {{model: b:1, mode: canary, share: 1{'0' * 400}}}", "got 10000000000000000000;"),
+        (f"champion: 1{'0' * 5000}", "is no YAML"),
+        ("champion: 2026-13-01", "is no YAML"),
+        ("[" * 1000, "is no YAML"),
     ],
 )
 def test_a_rollout_file_that_cannot_be_used_says_what_was_expected_and_came(content: str, sentence: str) -> None:
@@ -463,10 +494,13 @@ def test_the_table_of_versions_is_as_wide_as_a_terminal_and_leaves_nothing_out(
         ("shadow", "no tag"),
         ("rollback",),
         ("pause", "--why", "there is no champion"),
+        ("promote", "{first}", "--why", "the proof is not asked for", "--data", "held_back.csv"),
     ],
 )
-def test_a_command_that_makes_no_sense_is_bad_input_and_changes_nothing(home: Path, arguments: tuple[str, ...]) -> None:
-    assert cli.main(list(arguments)) == 2
+def test_a_command_that_makes_no_sense_is_bad_input_and_changes_nothing(
+    home: Path, versions: Versions, arguments: tuple[str, ...]
+) -> None:
+    assert cli.main([word.format(first=versions.first) for word in arguments]) == 2
     assert not (home / ROLLOUT_FILE).exists()
 
 

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,11 +14,11 @@ from pathlib import Path
 import httpx
 import pytest
 from alert_programs import alertmanager, receiving
-from conftest import BUILT_IN, TrainedModels, home_in_use, wait_for
+from conftest import BUILT_IN, TrainedModels, environment, home_in_use, wait_for
 
 from tabserve import cli, deployments, model_store
 from tabserve.audit import AUDIT_FILE
-from tabserve.chained_log import BrokenChainError
+from tabserve.chained_log import BrokenChainError, ChainedLog
 from tabserve.lifecycle import changes
 from tabserve.lifecycle.canary_watch import Ended, Look, Plan, watch
 from tabserve.lifecycle.guard import BadMessageError, Guard, server
@@ -117,6 +119,28 @@ def test_what_cannot_be_audited_is_not_done(home: Path, tags: Tags) -> None:
         changes.promote(home, tags.small, "smaller")
     assert changes.current(home).champion == tags.first
     assert len(deployments.history(home)) == 1
+
+
+def test_where_the_audit_log_finds_no_room_nothing_is_done_and_a_sentence_says_so(home: Path, tags: Tags) -> None:
+    audit = ChainedLog(home / AUDIT_FILE)
+    while audit.size() < 16 * 1024:
+        audit.append("promote", why="x" * 1000)
+    words = [sys.executable, "-m", "tabserve", "promote", tags.small, "--why", "smaller"]
+
+    # No file may grow beyond 16 KiB: a disk that is full for the audit log alone.
+    done = subprocess.run(
+        ["bash", "-c", 'ulimit -f 16; exec "$@"', "-", *words],
+        env=environment(home, PYTHONDONTWRITEBYTECODE="1"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert done.stderr == f"failed: nothing was changed: {home} cannot be written (File too large)\n"
+    assert done.returncode == 3
+    assert changes.current(home) == RolloutState(champion=tags.first)
+    assert len(deployments.history(home)) == 1
+    assert audit.lines()[-1]["why"] == "x" * 1000
 
 
 def test_a_rollback_that_died_before_it_was_written_did_not_happen(

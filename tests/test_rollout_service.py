@@ -182,17 +182,19 @@ def test_a_canary_by_chance_answers_its_share_and_both_arms_are_counted(served: 
         assert served.metric(f'tabserve_rollout_model{{{labels}variant="{variant}"}}') == 1
 
 
-def test_a_fault_of_an_arm_is_counted_for_that_arm(served: Following) -> None:
+@pytest.mark.parametrize("mood", ["raises", "no number"])
+def test_a_fault_of_an_arm_is_counted_for_that_arm(served: Following, mood: str) -> None:
     first, moody = served.versions.first, served.versions.moody
     served.put(first, {"model": moody, "mode": "canary", "share": 50})
-    served.mood.write_text("raises")
+    served.mood.write_text(mood)
+    failed = f'tabserve_variant_requests_total{{model_version="{moody}",status="500",variant="challenger"}}'
+    before = served.metric(failed) or 0
 
     answers = ask_many(served.url, [{}] * 60)
 
     n_failed = statuses(answers)[500]
     assert 0 < n_failed < 60
-    failed = f'tabserve_variant_requests_total{{model_version="{moody}",status="500",variant="challenger"}}'
-    wait_for(lambda: served.metric(failed) == n_failed)
+    wait_for(lambda: served.metric(failed) == before + n_failed)
     assert served.metric(failed.replace(moody, first).replace("challenger", "champion")) is None
 
 
@@ -300,12 +302,12 @@ def test_a_shadow_changes_no_answer_and_its_records_join_the_champions(served: F
         assert f"{small}, in none of these numbers" in text_of(found, window, "")
 
 
-@pytest.mark.parametrize("mood", ["slow", "raises", "hangs"])
+@pytest.mark.parametrize("mood", ["slow", "raises", "hangs", "no number"])
 def test_a_shadow_that_is_ill_changes_no_answer(served: Following, mood: str) -> None:
     first, moody = served.versions.first, served.versions.moody
     served.put(first, {"model": moody, "mode": "shadow", "share": 100})
     served.mood.write_text(mood)
-    outcome = f'tabserve_shadow_rows_total{{outcome="{"failed" if mood == "raises" else "dropped"}"}}'
+    outcome = f'tabserve_shadow_rows_total{{outcome="{"dropped" if mood in ("slow", "hangs") else "failed"}"}}'
     before = served.metric(outcome) or 0
     body = httpx.Request("POST", "http://x", json={"instances": [TUTORIAL_ROW] * 512}).content
 

@@ -183,6 +183,7 @@ def test_bad_input_is_exit_code_2_with_a_sentence_and_no_traceback(tmp_path: Pat
         ("--estimator tempfile:gettempdir", "expected a scikit-learn Pipeline with steps, got str"),
         ("--estimator sys:exit", "does not work: SystemExit"),
         ("--data t.csv --target y --min-roc-auc nan", "expected a finite number"),
+        ("--limitation \x07", "expected a sentence in one line"),
         ("--data t.csv --target y --name " + "x" * 41, "expected at most 40 lower case letters"),
     ],
     ids=str,
@@ -304,13 +305,18 @@ def test_personal_columns_are_in_no_example_and_no_sample(empty_home: Path, tmp_
     assert not {"feature:income", "feature:city"} & set(pd.read_parquet(directory / "reference.parquet").columns)
 
 
-def test_the_metadata_keeps_the_time_split(empty_home: Path, tmp_path: Path, capsys) -> None:
+def test_the_metadata_keeps_the_time_split_and_what_it_is_not_for(empty_home: Path, tmp_path: Path, capsys) -> None:
     customers(200).drop(columns="spend").to_csv(tmp_path / "c.csv", index=False)
     table = ["--data", str(tmp_path / "c.csv"), "--target", "plan"]
 
-    assert train_command.main([*table, "--id-columns", "customer", "--time-column", "since"]) == 0
+    said = ["--limitation", "Not for customers of a bank.", "--limitation", "Not for children."]
+
+    assert train_command.main([*table, "--id-columns", "customer", "--time-column", "since", *said]) == 0
     directory = saved(empty_home, capsys.readouterr().out)
-    assert json.loads((directory / "metadata.json").read_text())["split"] == "time"
+    metadata = json.loads((directory / "metadata.json").read_text())
+    assert metadata["split"] == "time"
+    assert metadata["known_limitations"][:2] == metadata["arguments"]["limitations"] == said[1::2]
+    assert "\n- Not for customers of a bank.\n- Not for children.\n" in (directory / "MODEL_CARD.md").read_text()
     assert "since" not in Contract.load(directory / "contract.json").names
 
 

@@ -10,8 +10,6 @@ import msgspec
 from loadtest.benchmark.load import request_bytes
 from loadtest.benchmark.models import ROOT
 
-COMPETITORS = ROOT / "loadtest" / "benchmark" / "competitors"
-
 ReadScores = Callable[[Any], list[list[float]]]
 
 

@@ -25,7 +25,7 @@ from loadtest.processes import free_port, running
 
 CONNECTIONS = 32
 PIECE_SECONDS = 5.0  # all answers of a longer one would fill the load generator's memory
-LOG_OFF, AS_DELIVERED = candidates.NO_LOG.name, candidates.TABSERVE.name
+LOG_OFF = candidates.NO_LOG.name
 TRACED_SHARES = {"tabserve, 1 % traced": "0.01", "tabserve, every request traced": "1"}
 
 # Takes spans, and says that it has them. It shares the load generator's core.

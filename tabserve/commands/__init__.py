@@ -45,6 +45,16 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def percent(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 100:
+        raise argparse.ArgumentTypeError(f"expected percent between 0 and 100, got {text!r}")
+    return share
+
+
 def say(*lines: object) -> None:
     """Writes lines to the standard output, which is what was asked for; all else goes to the log."""
     for line in lines:

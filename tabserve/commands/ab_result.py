@@ -1,9 +1,8 @@
 """`tabserve ab-result`: what an A/B test has found, or what is missing to its horizon."""
 
-import argparse
 from typing import TYPE_CHECKING
 
-from tabserve.commands import Commands, Options, add_command, add_log_url, log_url_of, say
+from tabserve.commands import Commands, Options, add_command, add_log_url, log_url_of, percent, say
 from tabserve.commands.compare_models import ends_with_two
 from tabserve.history.records import readable_place
 from tabserve.history.window import BadQuestionError, Window, last, length_of
@@ -35,7 +34,7 @@ def add_ab_result_command(commands: Commands) -> None:
     )
     command.add_argument("--control", metavar="TAG", help="of a test that is over: the champion then")
     command.add_argument("--challenger", metavar="TAG", help="and the challenger")
-    command.add_argument("--share", type=_percent, metavar="PERCENT", help="that went to the challenger")
+    command.add_argument("--share", type=percent, metavar="PERCENT", help="that went to the challenger")
     command.add_argument("--by", metavar="FIELD", help="what the choice was sticky by: a feature, or header:NAME")
     add_log_url(command)
 
@@ -43,14 +42,17 @@ def add_ab_result_command(commands: Commands) -> None:
 @ends_with_two
 def ab_result(options: Options) -> int:
     from tabserve import model_store  # here, because they import BentoML and DuckDB
+    from tabserve.assignment import key_of
     from tabserve.lifecycle import experiment
     from tabserve.lifecycle.experiment_plan import planned
     from tabserve.lifecycle.experiment_text import text_of
+    from tabserve.rollout_state import BadRolloutError
 
     test, window = _test(options)
     try:
         contract = model_store.read_contract(model_store.find(test.control))
-    except model_store.ModelRefusedError as error:
+        key_of(test.by, contract)  # before a plan is made for what nobody can be sticky by
+    except (model_store.ModelRefusedError, BadRolloutError) as error:
         raise BadQuestionError(str(error)) from error
     place = readable_place(log_url_of(options))
     plan = planned(
@@ -70,6 +72,8 @@ def _test(options: Options) -> "tuple[experiment.AbTest, Window]":
     said = options.control, options.challenger, options.share, options.by
     if any(said) and not all(said):
         raise BadQuestionError("of a test that is over say all: --control, --challenger, --share and --by")
+    if all(said) and options.control == options.challenger:
+        raise BadQuestionError(f"control and challenger are the same version, {options.control}")
     home, champion, challenger = model_store.home(), options.control, None
     try:
         if all(said):
@@ -90,13 +94,3 @@ def _test(options: Options) -> "tuple[experiment.AbTest, Window]":
     return experiment.AbTest(
         champion, challenger.model, challenger.share, challenger.by, *(stood or (None, None))
     ), window
-
-
-def _percent(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = 0.0
-    if not 0 < share < 100:
-        raise argparse.ArgumentTypeError(f"expected percent between 0 and 100, got {text!r}")
-    return share

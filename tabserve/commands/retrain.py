@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tabserve.commands import Commands, Options, add_command, add_log_url, log_url_of, say
+from tabserve.commands import Commands, Options, add_command, add_log_url, log_url_of, percent, say
 from tabserve.history.records import readable_place
 from tabserve.history.window import BadQuestionError, Window, last, length_of
 from tabserve.rollout_state import ROLLOUT_FILE, BadRolloutError, read_rollout
@@ -46,7 +46,7 @@ def add_retrain_command(commands: Commands) -> None:
     )
     command.add_argument(
         "--original-share",
-        type=_percent,
+        type=percent,
         metavar="PERCENT",
         help="of the training rows that may be of that table, chosen by chance (default: it stays whole)",
     )
@@ -138,13 +138,6 @@ def _model(wanted: str | None, rollout: Path) -> "StoredModel":
         return choose_model(Settings.from_environment())
     is_of_champion = state is not None and state.champion.partition(":")[0] == wanted
     return model_store.find(state.champion if state is not None and is_of_champion else wanted)
-
-
-def _percent(text: str) -> float:
-    number = float(text)
-    if not 0 < number < 100:
-        raise argparse.ArgumentTypeError(f"expected a number above 0 and below 100, got {text!r}")
-    return number
 
 
 def _whole(text: str) -> int:

@@ -119,13 +119,15 @@ def show_history(_options: Options) -> int:
         from tabserve.deployments import history
 
         for change in history(home):
-            before = _shown(change.before) if change.before else "nothing"
-            say(f"{change.time[:19]}  {change.who}  {change.action}", f"    {before} -> {_shown(change.after)}")
+            before, after = _shown(change.before), _shown(change.after)
+            say(f"{change.time[:19]}  {change.who}  {change.action}", f"    {before} -> {after}")
             say(f"    {change.why}")
     return 0
 
 
-def _shown(state: RolloutState) -> str:
+def _shown(state: RolloutState | None) -> str:
+    if state is None:
+        return "nothing"
     of = state.challenger
     by = f" by {of.by}" if of and of.by else ""
     return (
@@ -141,6 +143,8 @@ def _shown(state: RolloutState) -> str:
 def promote(options: Options) -> int:
     if options.needs is None and options.why is None:
         raise BadQuestionError("say why, for the history: --why TEXT; or have it proved: --needs better")
+    if options.needs is None and (options.data or options.log_url):
+        raise BadQuestionError("--data and --log-url are for a proof: say --needs better, or leave them out")
     with _refusals_named() as home:
         from tabserve.lifecycle import changes
 
@@ -287,7 +291,11 @@ def guard(options: Options) -> int:
     with _refusals_named() as home:
         from tabserve.lifecycle.guard import Guard, server
 
-        listening = server(Guard(home, length_of(options.within), frozenset(options.pause_on)), host, port)
+        guarded = Guard(home, length_of(options.within), frozenset(options.pause_on))
+        try:
+            listening = server(guarded, host, port)
+        except OSError as error:
+            raise OSError(f"{host}:{port} cannot be listened on: {error.strerror or error}") from error
     is_over = over_with_ctrl_c()
     threading.Thread(target=listening.serve_forever, name="guard", daemon=True).start()
     say(f"guarding the champion of {home}, http://{host}:{listening.server_address[1]}")

@@ -32,13 +32,18 @@ def current(home: Path) -> RolloutState:
     Raises:
         BadRolloutError: where there is none yet, or it cannot be used.
     """
-    state = read_rollout(home / ROLLOUT_FILE)
-    if state is None:
+    path = home / ROLLOUT_FILE
+    state = read_rollout(path)
+    if state is not None:
+        return state
+    if lost := deployments.last_champion(deployments.history(home)):
         raise BadRolloutError(
-            f"there is no {home / ROLLOUT_FILE} yet, the service serves the model trained last: "
-            "`tabserve promote TAG --why TEXT` makes one"
+            f"{path} is gone, in which {lost} was champion: `tabserve promote {lost} --why TEXT` makes it again"
         )
-    return state
+    raise BadRolloutError(
+        f"there is no {path} yet, the service serves the model trained last: "
+        "`tabserve promote TAG --why TEXT` makes one"
+    )
 
 
 def promote(
@@ -92,7 +97,7 @@ def rollback(home: Path, why: str, *, key: str | None = None, only_from: str | N
 
     def to(state: RolloutState | None) -> RolloutState:
         if state is None:
-            raise BadRolloutError("no version was promoted yet, there is none to go back to")
+            return current(home)  # which says what to do
         _check_from(state, only_from)
         changes = deployments.happened(home)
         if key is not None and any(change.key == key for change in changes):
@@ -100,9 +105,15 @@ def rollback(home: Path, why: str, *, key: str | None = None, only_from: str | N
         earlier = deployments.champions_before(changes)
         if not earlier:
             raise BadRolloutError(
-                f"the history knows no champion before {state.champion}: promote the version that should answer"
+                f"the history knows no champion before {state.champion}: promote the version that should answer, "
+                "`tabserve models` lists them"
             )
-        _usable(earlier[-1])
+        try:
+            _usable(earlier[-1])
+        except model_store.ModelRefusedError as error:
+            raise model_store.ModelRefusedError(
+                f"{earlier[-1]} was champion before and cannot answer, promote another version: {error}"
+            ) from error
         return RolloutState(champion=earlier[-1], paused=state.paused)
 
     return _change(home, "rollback", to, why, key)
@@ -208,33 +219,38 @@ def _change(
             before = read_rollout(path)
         except BadRolloutError as error:
             raise BadRolloutError(f"{error}. Nothing writes over that: mend it by hand, or move it away") from error
-        changes = deployments.history(home)
-        last = changes[-1].after if changes else None
-        if last is not None and last != before and before is not None:
-            _record(
-                home,
-                deployments.FOUND,
-                (last, before),
-                "the file was edited by hand, or the change before did not come true",
-            )
+        history = deployments.history(home)
+        if history and history[-1].after != before:
+            how = "edited by hand" if before else "removed"
+            because = f"the file was {how}, or the change before did not come true"
+            with _written(home):
+                _record(home, deployments.FOUND, (history[-1].after, before), because)
         after = RolloutState.model_validate(_said(to(before)))  # a copy with something else in it was not validated
         if after == before:
             raise BadRolloutError("that is how it is already")
-        audit = audit_log(Settings.from_environment(), home)
-        audit.check()  # before anything is changed, so that nothing is done of which it cannot be said
-        _record(home, action, (before, after), why.strip(), key)
-        after.save(path)
-        audit.append(action, to=_said(after), why=why.strip())
+        with _written(home):  # the file last: nothing is done that is in no log
+            audit_log(Settings.from_environment(), home).append(action, to=_said(after), why=why.strip())
+            _record(home, action, (before, after), why.strip(), key)
+            after.save(path)
     return after
 
 
 def _record(
-    home: Path, action: str, states: tuple[RolloutState | None, RolloutState], why: str, key: str | None = None
+    home: Path, action: str, states: tuple[RolloutState | None, RolloutState | None], why: str, key: str | None = None
 ) -> None:
-    before, after = states
-    asked = {"key": key} if key is not None else {}
-    said: dict[str, Any] = {"from": _said(before) if before else None, "to": _said(after)}
-    deployments.chain(home).append(action, **said, why=why, **asked)
+    before, after = (_said(state) if state else None for state in states)
+    said: dict[str, Any] = {"from": before, "to": after, "why": why}
+    deployments.chain(home).append(action, **said, **({"key": key} if key is not None else {}))
+
+
+@contextlib.contextmanager
+def _written(home: Path) -> Iterator[None]:
+    """Says in a sentence what cannot be written. It is said before the rollout file is another one."""
+    try:
+        yield
+    except OSError as error:
+        where, reason = error.filename or home, error.strerror or error
+        raise OSError(f"nothing was changed: {where} cannot be written ({reason})") from error
 
 
 def _said(state: RolloutState) -> dict[str, Any]:
@@ -276,7 +292,9 @@ def _check_beside(state: RolloutState | None, expected: Challenger | None) -> No
 @contextlib.contextmanager
 def _one_at_a_time(home: Path) -> Iterator[None]:
     """Who comes second waits, and then sees what the first one did; the kernel frees the lock of who dies."""
-    with (home / f".{ROLLOUT_FILE}.lock").open("w") as lock:
+    with _written(home):
+        lock = (home / f".{ROLLOUT_FILE}.lock").open("w")
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

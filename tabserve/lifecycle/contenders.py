@@ -6,6 +6,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tabserve import model_store
+from tabserve.contract import Rows
+from tabserve.engine import Scores, finite
 from tabserve.history.window import BadQuestionError
 from tabserve.model_store import LoadedModel, ModelRefusedError
 from tabserve.rollout import choose_model
@@ -46,6 +48,21 @@ def contenders(challenger: str, champion: str | None, *, may_be_the_same: bool =
             f"{_question(mine.task, mine.classes)}, and {_question(other.task, other.classes)}"
         )
     return pair
+
+
+def answers(model: LoadedModel, rows: Rows) -> Scores:
+    """What a model says to rows, shape (n, features).
+
+    Raises:
+        BadQuestionError: where it raises, or does not say finite numbers to each row: that is no verdict.
+    """
+    try:
+        scores = finite(model.engine.predict(rows))
+    except Exception as error:  # of a model anything can be broken
+        raise BadQuestionError(f"{model.tag} fails on these rows ({type(error).__name__}: {error})") from error
+    if len(scores) != len(rows):
+        raise BadQuestionError(f"{model.tag} fails on these rows (it gave {len(scores)} scores for {len(rows)})")
+    return scores
 
 
 def trained_until(metadata: Mapping[str, Any]) -> datetime:

@@ -15,7 +15,7 @@ from tabserve.history.segments import SegmentColumn, segment_column
 from tabserve.history.sql import quoted, text
 from tabserve.history.window import BadQuestionError, Which, Window
 from tabserve.lifecycle.comparison import Comparison, compare
-from tabserve.lifecycle.contenders import Contenders
+from tabserve.lifecycle.contenders import Contenders, answers
 from tabserve.lifecycle.effects import Metric, UndefinedMetricError, metrics_of
 from tabserve.lifecycle.logged_rows import FEATURE, coded, columns_of
 from tabserve.lifecycle.pairs import Pairs
@@ -175,7 +175,7 @@ def _paired(of: Contenders, batches: Iterable[pa.RecordBatch], parts: Sequence[S
         }
         if contract.classes:
             segments[CAME_TRUE] = np.array(kept.column("true_label").to_pylist(), dtype=object)
-        champion, challenger = of.champion.engine.predict(rows[allowed]), of.challenger.engine.predict(other[allowed])
+        champion, challenger = answers(of.champion, rows[allowed]), answers(of.challenger, other[allowed])
         weights = np.asarray(kept.column("weight").to_numpy(zero_copy_only=False), np.float64)
         found.append(Pairs(contract.task, true, champion, challenger, weights, segments))
     return _together(found, contract), n_refused

@@ -129,7 +129,8 @@ def _is_about(labels: dict[str, Any], champion: str) -> bool:
 
 
 def _came(change: deployments.Change, champion: str) -> bool:
-    return change.after.champion == champion and (change.before is None or change.before.champion != champion)
+    before, after = (state.champion if state else None for state in (change.before, change.after))
+    return after == champion != before
 
 
 def server(guard: Guard, host: str, port: int) -> ThreadingHTTPServer:

@@ -13,13 +13,14 @@ import pyarrow as pa
 
 from tabserve import model_store
 from tabserve.contract import Contract, Rows
-from tabserve.engine import Engine, Scores
+from tabserve.engine import Scores
 from tabserve.history.records import opened
 from tabserve.history.sql import quoted, text
 from tabserve.history.window import Which, Window
-from tabserve.lifecycle.contenders import Contenders
+from tabserve.lifecycle.contenders import Contenders, answers
 from tabserve.lifecycle.logged_rows import FEATURE, SCORE, coded, columns_of, scores_of
 from tabserve.lifecycle.pairs import Floats
+from tabserve.model_store import LoadedModel
 from tabserve.prediction_log.places import Place
 from tabserve.reference import Bins, Reference
 from tabserve.statistics.divergence import psi
@@ -158,8 +159,8 @@ def _answered(of: Contenders, batch: pa.RecordBatch) -> Answered:
     if not len(kept):
         nothing = scores_of(of.champion.contract, kept)
         return Answered([], np.empty(0), nothing, nothing, nothing, (0.0, 0.0), len(batch))
-    champion, champion_seconds = _timed(of.champion.engine, own[is_allowed])
-    challenger, challenger_seconds = _timed(of.challenger.engine, rows[is_allowed])
+    champion, champion_seconds = _timed(of.champion, own[is_allowed])
+    challenger, challenger_seconds = _timed(of.challenger, rows[is_allowed])
     return Answered(
         ids=kept.column("prediction_id").to_pylist(),
         weights=np.asarray(kept.column("weight").to_numpy(zero_copy_only=False), np.float64),
@@ -171,10 +172,10 @@ def _answered(of: Contenders, batch: pa.RecordBatch) -> Answered:
     )
 
 
-def _timed(engine: Engine, rows: Rows) -> tuple[Scores, float]:
-    engine.predict(rows[:1])  # what a first call costs is no row's
+def _timed(model: LoadedModel, rows: Rows) -> tuple[Scores, float]:
+    answers(model, rows[:1])  # what a first call costs is no row's
     started = time.perf_counter()
-    parts = [engine.predict(rows[first : first + ENGINE_ROWS]) for first in range(0, len(rows), ENGINE_ROWS)]
+    parts = [answers(model, rows[first : first + ENGINE_ROWS]) for first in range(0, len(rows), ENGINE_ROWS)]
     return np.concatenate(parts), time.perf_counter() - started
 
 

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tabserve import model_store
-from tabserve.deployments import champions_before, happened
+from tabserve.deployments import champions_before, happened, history, last_champion
 from tabserve.history.stats import duration
 from tabserve.model_store import ModelRefusedError, StoredModel
 from tabserve.rollout_state import ROLLOUT_FILE, read_rollout
@@ -49,7 +49,10 @@ def _uses(home: Path, models: list[StoredModel]) -> dict[str, list[str]]:
     uses: dict[str, list[str]] = {}
     state = read_rollout(home / ROLLOUT_FILE)
     if state is None:
-        uses[models[-1].tag] = ["newest, none promoted"]
+        lost = last_champion(history(home))
+        uses[models[-1].tag] = ["newest, none promoted" if lost is None else f"newest, {ROLLOUT_FILE} is gone"]
+        if lost is not None:
+            uses.setdefault(lost, []).append("last champion")
         return uses
     uses.setdefault(state.champion, []).append("champion" if state.paused is None else "champion, paused")
     if state.challenger is not None:

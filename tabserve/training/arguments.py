@@ -29,6 +29,8 @@ class Arguments(BaseModel):
     estimator: str | None = None
     """Where the pipeline came from; its code is in the model."""
     engine: Literal["auto", "scikit-learn"] = "auto"
+    limitations: tuple[str, ...] = ()
+    """What the data cannot say of what the model is not for."""
     gates: Gates = Gates()
     seed: int
 

@@ -114,7 +114,7 @@ def _train(table: Table, pipeline: Pipeline, told: Arguments) -> TrainedModel:
         "engine": parity.model_dump(),
         "environment": model_store.environment(),
         "git_commit": git_commit(),
-        "known_limitations": _limitations(table, contract, len(parts.test)),
+        "known_limitations": [*told.limitations, *_limitations(table, contract, len(parts.test))],
     }
     reference = build_reference(contract, rows, out_of_fold)
     return TrainedModel(contract, fitted, compiled, reference, parts, out_of_fold, test_scores, metadata)
