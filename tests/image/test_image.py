@@ -19,7 +19,7 @@ import httpx
 import numpy as np
 import pytest
 from conftest import BUILT_IN, ROOT, SPEND, TrainedModels, free_port, home_in_use, wait_for
-from containers import Container, Containers
+from containers import HARDENED, Container, Containers
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from prediction_log_parts import ids_in
@@ -298,6 +298,18 @@ def test_it_does_not_start_before_it_is_told_who_may_ask(containers: Containers,
 
     assert ended != 0
     assert "TABSERVE_API_KEYS_FILE" in said
+
+
+def test_nor_does_the_image_that_bentoml_makes_alone(containers: Containers, image: str) -> None:
+    """`bentoml containerize` by hand: without the service's answer nobody would know why nobody reaches it."""
+    names = ("images", "--format", "{{.Repository}}:{{.Tag}}", "--filter", "reference=localhost/tabserve-bento")
+    (of_bentoml,) = containers.podman(*names).stdout.split()
+    options = ("--rm", "--network", "none", "--tmpfs", "/tmp", "--env", "BENTOML_HOME=/tmp/bentoml")
+
+    done = containers.podman("run", *options, *HARDENED, of_bentoml, check=False)
+
+    assert done.returncode != 0
+    assert "TABSERVE_API_KEYS_FILE" in done.stdout + done.stderr
 
 
 def test_as_in_production_it_knows_its_callers_by_their_keys_and_counts_their_requests_in_redis(
