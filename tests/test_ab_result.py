@@ -228,7 +228,7 @@ def test_the_command_reads_the_test_of_the_rollout_file(
     models: TrainedModels, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     model = models.load(CUSTOMERS)
-    home, other = tmp_path / "home", f"{model.tag[:-1]}0"
+    home, other = tmp_path / "home", f"{model.tag[:-1]}x"
     (home / "models" / CUSTOMERS).mkdir(parents=True)
     (home / "models" / model.tag.replace(":", "/")).symlink_to(models.directory(CUSTOMERS))
     where = ["--log-url", (tmp_path / "log").as_uri()]

@@ -64,7 +64,7 @@ def with_features(contract: Contract, features: tuple[Feature, ...]) -> Contract
 
 
 def spoiled(model: LoadedModel, one_of: int) -> LoadedModel:
-    return replace(model, tag=f"{model.tag[:-1]}0", engine=Spoiled(model.engine, one_of))
+    return replace(model, tag=f"{model.tag}0", engine=Spoiled(model.engine, one_of))
 
 
 @pytest.fixture(scope="module")

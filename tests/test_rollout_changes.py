@@ -487,6 +487,9 @@ def test_the_table_of_versions_is_as_wide_as_a_terminal_and_leaves_nothing_out(
     [
         ("canary", "a:b"),
         ("canary", "a:b", "--share", "5", "--needs", "better"),
+        ("canary", "a:b", "--share", "5", "--key-file", "key"),
+        ("canary", "a:b", "--share", "5", "--data", "rows.csv"),
+        ("canary", "a:b", "--metrics", "http://127.0.0.1:1/metrics", "--key-file", "no such file"),
         ("canary", "a:b", "--share", "0"),
         ("canary", "a:b", "--share", "101"),
         ("canary", "a:b", "--share", "nan"),

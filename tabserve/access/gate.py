@@ -55,9 +55,11 @@ class Gate:
         self.has_limit = self._buckets is not None
 
     def start(self) -> None:
-        """Looks after the files and addresses of keys, in threads of this process."""
+        """Looks after the files and addresses of keys, in threads of this process; connects to what replicas share."""
         for one in self._reloaded:
             one.start()
+        if self._shared is not None:
+            self._shared.start()
 
     def close(self) -> None:
         for one in self._reloaded:

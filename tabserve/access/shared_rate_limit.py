@@ -13,8 +13,9 @@ from tabserve.access.rate_limit import RateLimit
 
 logger = logging.getLogger(__name__)
 
-TIMEOUT_SECONDS = 0.05  # that Redis may take, connecting included; in one network it takes a millisecond
-RETRY_SECONDS = 1.0  # in which nobody waits for a Redis that has failed
+TIMEOUT_SECONDS = 0.05  # that a question may take; in one network it takes a millisecond
+CONNECT_SECONDS = 1.0  # that connecting may take, for which no caller waits: some 50 ms on a busy machine
+RETRY_SECONDS = 1.0  # from one try to the next while it is away
 MOST_AT_ONCE = 500  # callers in one question, which keep Redis from others for a millisecond
 
 # The buckets of tabserve.access.rate_limit, by Redis's clock: those of replicas differ. Answers the seconds to wait.
@@ -46,29 +47,45 @@ class SharedBuckets:
 
     def __init__(self, url: str, limit: RateLimit, observer: Observer) -> None:
         self._redis: Any = Redis.from_url(
-            url, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS, retry=None
+            url, socket_timeout=CONNECT_SECONDS, socket_connect_timeout=CONNECT_SECONDS, retry=None
         )
         self._take: Any = self._redis.register_script(_TAKE)
         self._arguments = [limit.interval, limit.ahead]
         self._observer = observer
         self._waiting: list[tuple[str, asyncio.Future[float]]] = []
         self._asking: asyncio.Task[None] | None = None
+        self._connecting: asyncio.Task[None] | None = None
         self._is_away = False
         self._ask_from = 0.0
+
+    def start(self) -> None:
+        """Connects, so that the first caller does not find that it takes too long. Called on the event loop."""
+        self._connecting = asyncio.create_task(self._connect())
 
     async def take(self, who: str) -> float:
         """As `Buckets.take`; 0 where Redis does not answer, which is counted, and said once."""
         if self._is_away:
-            now = time.monotonic()
-            if now < self._ask_from:
-                self._observer.limited_alone()
-                return 0.0
-            self._ask_from = now + RETRY_SECONDS  # one asks whether it is back, the others do not wait with him
+            if time.monotonic() >= self._ask_from:
+                self._ask_from = time.monotonic() + CONNECT_SECONDS + RETRY_SECONDS
+                self.start()
+            self._observer.limited_alone()
+            return 0.0
         answer: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self._waiting.append((_bucket(who), answer))
         if self._asking is None:
             self._asking = asyncio.create_task(self._ask())
         return await answer
+
+    async def _connect(self) -> None:
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await self._redis.script_load(_TAKE)
+        except Exception:  # noqa: BLE001  # whatever it is: the next question says so
+            self._ask_from = time.monotonic() + RETRY_SECONDS
+            return
+        if self._is_away:
+            self._is_away = False
+            logger.warning("Redis answers again: all replicas share the rate limit")
 
     async def _ask(self) -> None:
         try:
@@ -92,9 +109,6 @@ class SharedBuckets:
                 self._is_away = True
                 logger.error("Redis cannot be asked (%s): each replica limits by itself", type(error).__name__)
             return [0.0] * len(buckets)
-        if self._is_away:
-            self._is_away = False
-            logger.warning("Redis answers again: all replicas share the rate limit")
         return waits
 
 

@@ -200,7 +200,8 @@ def ab(options: Options) -> int:
 
 def canary(options: Options) -> int:
     if options.metrics is None and options.prometheus is None:
-        if options.share is None or options.needs is not None:
+        of_the_watch = (options.needs, options.key_file, options.data)
+        if options.share is None or any(given is not None for given in of_the_watch):
             raise BadQuestionError("a canary needs --share 5, or --metrics URL or --prometheus URL to go up by itself")
         return _challenge(options, "canary", by=options.by)
     if options.share is not None and options.share != options.steps[0]:
@@ -258,7 +259,7 @@ def _proof(options: Options, home: Path, needs: str) -> "Proof | None":
 def _look(options: Options, home: Path) -> "_Looking":
     from tabserve.lifecycle.canary_watch import counts_in_prometheus, counts_of
 
-    key = options.key_file.read_text(encoding="utf-8").strip() if options.key_file else None
+    key = _key(options.key_file) if options.key_file else None
     log_url = None if options.no_labels else log_url_of(options)
     counts: Callable[[], Counts]
     if options.prometheus:
@@ -266,6 +267,13 @@ def _look(options: Options, home: Path) -> "_Looking":
     else:
         counts = partial(counts_of, options.metrics, options.tag, key)
     return _Looking(home, counts, options.tag, None if log_url == "null:" else log_url)
+
+
+def _key(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadQuestionError(f"no key can be read from {file}: {error}") from error
 
 
 class _Looking:
