@@ -175,7 +175,7 @@ canary)
   .venv/bin/python -m deploy.canary httproute --namespace tabserve --prometheus "${PROMETHEUS:?}"
   ;;
 *)
-  sed -n '2,16s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,18s/^# \{0,1\}//p' "$0" >&2
   exit 2
   ;;
 esac
