@@ -12,14 +12,14 @@ import argparse
 import fcntl
 import logging
 import os
-import queue
 import shlex
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from http.server import ThreadingHTTPServer
@@ -72,18 +72,30 @@ def _run(options: argparse.Namespace) -> int:
         rounds = Rounds(asked, directory, newest, rules=rules, retrainer=retrainer, makes_reports=makes_reports)
         loop = Loop(schedule, rounds)
         listening = _listening(Pages(directory, newest.registry, loop.health), options.host, options.port)
-        ended: queue.SimpleQueue[int] = queue.SimpleQueue()  # the one thing that a signal's handler may write to
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda number, _: ended.put(number))
+        wait_for_end = _end_by(signal.SIGTERM, signal.SIGINT)
         threading.Thread(target=listening.serve_forever, name="pages", daemon=True).start()
         say(f"watching {asked.place.name} every {options.every}, kept in {directory}: {_address(listening)}")
         threading.Thread(target=loop.run, name="schedule", daemon=True).start()
-        logger.info("ended by %s", signal.Signals(ended.get()).name)
+        logger.info("ended by %s", wait_for_end().name)
         loop.stop.set()
         if rounds.reports is not None:
             rounds.reports.stop()
         retrainer.stop()
     return 0
+
+
+def _end_by(*numbers: int) -> Callable[[], signal.Signals]:
+    """From now on these signals end nothing; what is returned waits for one of them.
+
+    By a socket that the interpreter writes to in whichever thread the kernel delivers a signal to: the handlers
+    themselves run in the main thread alone, and where that waits for a lock nothing would wake it.
+    """
+    received, told = socket.socketpair()
+    told.settimeout(0)
+    signal.set_wakeup_fd(told.fileno())
+    for number in numbers:
+        signal.signal(number, lambda *_: told)  # which has to live as long
+    return lambda: signal.Signals(received.recv(1)[0])
 
 
 class Loop:

@@ -1,6 +1,7 @@
 """python -m monitoring.watch: the real process on a real log, what it serves, what it survives, and the trigger."""
 
 import contextlib
+import ctypes
 import http.client
 import itertools
 import json
@@ -717,6 +718,20 @@ def test_the_process_shows_what_it_finds_and_outlives_a_log_that_is_away(site: S
     assert "drift failed: there is no prediction log at file://" in said
     assert "age (KL " in said
     assert "Traceback" not in said
+
+
+def test_it_ends_whichever_of_its_threads_a_signal_is_delivered_to(site: Site) -> None:
+    """Seen once: it went on for ever, because only the thread that waits for a signal's handler runs it."""
+    site.write(datetime.now(UTC) - HOUR / 6, HOUR / 6)
+    with watching(site) as monitor:
+        wait_for(lambda: FAILURES in monitor.metrics())
+        main = monitor.process.pid
+        other = next(int(task.name) for task in Path(f"/proc/{main}/task").iterdir() if int(task.name) != main)
+
+        assert ctypes.CDLL(None).tgkill(main, other, signal.SIGTERM) == 0
+
+        assert monitor.process.wait(60) == 0
+    assert "ended by SIGTERM" in monitor.said.read_text()
 
 
 def test_quality_that_fell_calls_the_command_and_the_webhook_once_and_not_again_after_a_restart(site: Site) -> None:

@@ -307,7 +307,8 @@ def guard(options: Options) -> int:
     is_over = over_with_ctrl_c()
     threading.Thread(target=listening.serve_forever, name="guard", daemon=True).start()
     say(f"guarding the champion of {home}, http://{host}:{listening.server_address[1]}")
-    is_over.wait()
+    while not is_over.wait(1.0):
+        pass  # the handler runs in this thread alone, and the kernel may wake another one
     listening.shutdown()
     return 0
 
