@@ -24,6 +24,7 @@ from stores import PASSWORD
 from uuid_utils import uuid7
 
 from tabserve.contract import Contract, Feature
+from tabserve.history.files import Files
 from tabserve.history.records import UnreadableError, readable_place
 from tabserve.history.records import opened as records_of
 from tabserve.history.stats import duration, size_of, stats_of, text_of
@@ -34,6 +35,7 @@ from tabserve.prediction_log.columns import prediction_schema
 from tabserve.prediction_log.labels import label_batch
 from tabserve.prediction_log.places import OPEN
 from tabserve.prediction_log.predictions import SHADOW
+from tabserve.prediction_log.reading import Snapshot
 from tabserve.validation import Violation
 
 DAY = last(timedelta(hours=24))
@@ -287,6 +289,23 @@ def test_a_file_that_is_damaged_inside_is_a_sentence(tmp_path: Path) -> None:
 
     with pytest.raises(UnreadableError, match="the prediction log cannot be read"):
         ask(tmp_path, "SELECT max(prediction_id) FROM predictions")
+
+
+def test_a_file_that_goes_while_it_is_looked_for_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = opened(tmp_path.as_uri(), tmp_path)
+    log.put(predictions([ROW]), 0.001)
+    log.close()
+    add_view = Files.add_view
+
+    def then_gone(self: Files, name: str, snapshot: Snapshot, meant: str) -> None:
+        add_view(self, name, snapshot, meant)
+        for path in snapshot.files:
+            path.unlink()
+
+    monkeypatch.setattr(Files, "add_view", then_gone)
+
+    with pytest.raises(UnreadableError, match="the prediction log cannot be read"):
+        ask(tmp_path, "SELECT count(*) FROM predictions")
 
 
 def test_a_window_ends_where_it_says(tmp_path: Path) -> None:

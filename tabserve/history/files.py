@@ -94,13 +94,14 @@ def opened_files(place: Place, window: Window, of: Which) -> Iterator[Records]:
         in_window = f"time >= {_moment(window.since)} AND time < {_moment(window.until)}"
         meant = f"{in_window}{_meant(of)}"
         found = Files(connection)
-        found.add_view(RECORDED, predictions, meant)
-        found.add_view(LABELS, labels, f"time >= {_moment(window.since)}")
-        found.add_view(REJECTIONS, rejections, meant)
-        found.connection.execute(_LATEST)
-        found.connection.execute(_BY_ROLE)
-        for joined, rows in (("joined", PREDICTIONS), ("joined_shadows", "shadows")):
-            found.connection.execute(_JOINED.format(joined=joined, rows=rows))
+        with _faults_named():  # a file that was found may be gone already
+            found.add_view(RECORDED, predictions, meant)
+            found.add_view(LABELS, labels, f"time >= {_moment(window.since)}")
+            found.add_view(REJECTIONS, rejections, meant)
+            found.connection.execute(_LATEST)
+            found.connection.execute(_BY_ROLE)
+            for joined, rows in (("joined", PREDICTIONS), ("joined_shadows", "shadows")):
+                found.connection.execute(_JOINED.format(joined=joined, rows=rows))
         yield found
 
 
