@@ -150,6 +150,12 @@ http {{
 """
 
 
+def wait_until_all_are_answered(releasing: Release) -> None:
+    """The workers that nginx had before a reload answer a moment longer."""
+    url = f"http://127.0.0.1:{releasing.port}/predict"
+    wait_for(lambda: {httpx.post(url, content=ONE_ROW, headers=JSON).status_code for _ in range(100)} == {200})
+
+
 @pytest.mark.needs_program("nginx", "prometheus")
 def test_a_good_canary_gets_all_requests_and_none_is_lost_on_the_way(releasing: Release) -> None:
     releasing.mood.write_text("")
@@ -180,8 +186,7 @@ def test_a_failing_canary_goes_back_and_the_stable_version_answers_all(
     assert callers.lost == []
     assert {status for status, _ in callers.answers} == {200, 500}
     assert callers.answers[500, ""] < 0.2 * sum(callers.answers.values()), "only a few saw it"
-    url = f"http://127.0.0.1:{releasing.port}/predict"  # the workers of before the reload answer a moment longer
-    wait_for(lambda: {httpx.post(url, content=ONE_ROW, headers=JSON).status_code for _ in range(50)} == {200})
+    wait_until_all_are_answered(releasing)
     assert "0 % to the canary" in releasing.traffic.file.read_text()
 
 
@@ -213,6 +218,7 @@ def test_a_canary_that_dies_goes_back_by_itself_and_one_that_is_dead_gets_no_req
     ending.start()
     code, callers = releasing.run(p99_seconds=2.0)
     ending.join()
+    wait_until_all_are_answered(releasing)
     again, others = releasing.run(p99_seconds=2.0)
 
     assert code == again == canary.GONE_BACK
